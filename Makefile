@@ -1,0 +1,27 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PYTHON ?= python3.11
+PORT ?= 8008
+# Only asked when pip's own configuration has no CPU build of torch; PyPI has none.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+BIN := .venv/bin
+
+.PHONY: help setup run test lint
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+setup: ## install everything into .venv; quick when nothing changed
+	@PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" sh requirements/setup.sh
+
+run: setup ## a local Runpod endpoint with a real worker and the bundled model; PORT= to change
+	@MODE_TO_RUN=serverless MODEL=models/tiny CONCURRENCY_MODIFIER=auto \
+		exec $(BIN)/python -m emulator --port $(PORT) -- $(BIN)/python -m worker
+
+test: setup ## the whole test suite
+	@$(BIN)/python -m pytest
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

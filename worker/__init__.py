@@ -1,0 +1,1 @@
+"""The Runpod worker: what runs in the container."""

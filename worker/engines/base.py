@@ -1,0 +1,71 @@
+"""What Tripod asks of an engine."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+from worker.requests import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of the prompt and of all its answers."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What has been generated since the last delta of the same answer.
+
+    Args:
+        text: whole characters only; may be empty when only `finish_reason` is new.
+        index: which answer it belongs to, 0 ≤ index < options.n.
+        finish_reason: `stop` or `length` on the last delta of an answer, else None.
+        usage: on the very last delta of a request, else None.
+    """
+
+    text: str
+    index: int = 0
+    finish_reason: str | None = None
+    usage: Usage | None = None
+
+
+class Engine(Protocol):
+    """A model that is loaded once and then serves many requests on one event loop."""
+
+    max_model_len: int
+    """Tokens of prompt and answer together, fitted to the model and the KV cache."""
+
+    slots: int
+    """Requests of `max_model_len` tokens that the KV cache holds at once."""
+
+    phases: dict[str, float]
+    """Seconds that each phase of the start took."""
+
+    def load(self) -> None:
+        """Load the model. Blocks for seconds to minutes; call it in a thread.
+
+        Raises:
+            EngineStartError: in one sentence, why it did not start.
+        """
+
+    def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
+        """Stream the answer. A slow consumer gets what piled up as one delta.
+
+        Closing the generator at any point aborts the request and frees its memory.
+
+        Raises:
+            BadRequest: the engine refuses this request.
+            EngineDead: the engine died.
+        """
+
+    def unfinished(self) -> int:
+        """Requests that the engine still works on."""
+
+    async def died(self) -> None:
+        """Return when the engine is dead, and not before."""
+
+    def stop(self) -> None:
+        """Stop the engine and every process of it. Safe to call twice."""

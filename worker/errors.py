@@ -1,0 +1,50 @@
+"""What can go wrong, and who can mend it.
+
+TripodError
+├── SettingsError      the environment: the operator mends it; exit code 2
+├── ModelNotFound      the model is nowhere to be had; exit code 1
+├── BadRequest         the job's input: the client mends it; the worker goes on
+├── JobTimeout         the job ran longer than it may
+├── ShuttingDown       the worker was told to stop before the job ended
+└── EngineError        the engine: nobody outside can mend it
+    ├── EngineStartError   it did not start; exit code 1
+    └── EngineDead         it died while serving; the worker is replaced; exit code 1
+
+Each message is one clear sentence that can be shown to a client as it stands.
+"""
+
+
+class TripodError(Exception):
+    """Anything that Tripod raises on purpose."""
+
+
+class SettingsError(TripodError):
+    """The environment is wrong; the message lists every problem, one a line."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class BadRequest(TripodError):
+    """The job's input is wrong; the message names the field, the value and what is allowed."""
+
+
+class JobTimeout(TripodError):
+    """The job ran longer than JOB_TIMEOUT seconds."""
+
+
+class ShuttingDown(TripodError):
+    """The worker stops, and the job did not end within SHUTDOWN_TIMEOUT seconds."""
+
+
+class EngineError(TripodError):
+    """The engine failed on this request."""
+
+
+class EngineStartError(EngineError):
+    """The engine did not become ready."""
+
+
+class EngineDead(EngineError):
+    """The engine died; no request can be served any more."""

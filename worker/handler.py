@@ -1,0 +1,34 @@
+"""One job: request → engine → chunks. This is the file to edit."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from worker.chunks import Chunk, as_chunk, joined
+from worker.engines.base import Engine
+from worker.requests import parse
+
+
+async def handler(job: dict[str, Any], engine: Engine) -> AsyncGenerator[Chunk, None]:
+    """Answer one job of Runpod's queue.
+
+    While a chunk is being delivered this function stands at its `yield`; the engine goes on,
+    and the next delta holds all that it generated meanwhile. Raise any TripodError to fail
+    the job with that error's sentence.
+
+    Args:
+        job: `{"id": str, "input": {...}}`; README.md, "Job input", gives the shapes.
+        engine: loaded and warm.
+
+    Yields:
+        dicts that JSON can hold; the last one has `finish_reason` and `usage`.
+    """
+    request = parse(job["input"])
+    n = request.options.n
+    async with aclosing(engine.generate(request)) as deltas:
+        if request.stream:
+            async for delta in deltas:
+                yield as_chunk(delta, n)
+        else:
+            for chunk in await joined(deltas, n):
+                yield chunk

@@ -1,0 +1,145 @@
+"""Every variable that Tripod reads, with its type, default, unit and one line of help.
+
+Runpod's own variables (RUNPOD_*) belong to its SDK and are read there.
+"""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from preload.model import parse as parse_model
+from worker import engines
+from worker.errors import SettingsError
+
+Mode = Literal["serverless", "pod", "both", "api", "rpc"]
+EngineName = Literal["auto", "vllm", "llama.cpp", "openllm", "mlc", "tabby", "remote"]
+Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+
+
+def _auto_or_number(value: object) -> object:
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return "auto"
+    try:
+        return int(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise ValueError("must be a whole number from 1 to 4096, or auto") from None
+
+
+def _json_object(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"must be a JSON object; it is no JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise ValueError('must be a JSON object such as {"gpu_memory_utilization": 0.9}')
+    return parsed
+
+
+def _in_this_build(mode: Mode) -> Mode:
+    if mode != "serverless":
+        raise ValueError("this mode is not in this build yet; allowed is 'serverless'")
+    return mode
+
+
+def _engine_in_this_build(engine: EngineName) -> EngineName:
+    if engine != "auto" and engine not in engines.IN_THIS_BUILD:
+        raise ValueError("this engine is not in this build yet; allowed are 'auto' and 'vllm'")
+    return engine
+
+
+def _model_string(value: str) -> str:
+    parse_model(value)
+    return value
+
+
+class Settings(BaseSettings):
+    """One object for the whole worker; each field is read from the variable of its name."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
+
+    mode_to_run: Annotated[Mode, AfterValidator(_in_this_build)] = Field(
+        "pod",
+        description="what runs: `serverless`; `pod`, `both`, `api`, `rpc` are not built yet",
+        validate_default=True,
+    )
+    model: Annotated[str, AfterValidator(_model_string)] = Field(
+        "mistralai/Mistral-7B-Instruct-v0.1",
+        description="a hub id (`org/name`, `org/name@revision`) or a local folder",
+    )
+    concurrency_modifier: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=1, le=4096)], BeforeValidator(_auto_or_number)
+    ] = Field(1, description="jobs in flight per worker; `auto`: what the KV cache holds")
+    max_model_len: Annotated[int, Field(ge=1)] = Field(
+        25000,
+        description="upper bound of prompt and answer together, in tokens; fitted down to the "
+        "model's own limit and to the KV cache",
+    )
+    engine: Annotated[EngineName, AfterValidator(_engine_in_this_build)] = Field(
+        "auto", description="`vllm`; `auto` chooses by `MODEL`"
+    )
+    engine_args: Annotated[dict[str, Any], NoDecode, BeforeValidator(_json_object)] = Field(
+        {}, description="JSON object of vLLM's own options, by vLLM's own names"
+    )
+    hf_token: SecretStr | None = Field(None, description="for gated models on the hub")
+    startup_timeout: Seconds = Field(1200, description="seconds until the engine must be ready")
+    job_timeout: Seconds = Field(600, description="seconds that a job may run")
+    shutdown_timeout: Seconds = Field(
+        30, description="seconds from SIGTERM until the worker has ended"
+    )
+    runpod_webhook_get_job: str | None = Field(
+        None,
+        description="set by Runpod: the queue that jobs are taken from",
+        validate_default=True,
+    )
+
+    @field_validator("engine_args")
+    @classmethod
+    def _known_arguments(cls, args: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        problems = engines.argument_problems(info.data.get("engine", "auto"), args)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return args
+
+    @field_validator("runpod_webhook_get_job")
+    @classmethod
+    def _queue(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if url is None and info.data.get("mode_to_run") == "serverless":
+            raise ValueError(
+                "MODE_TO_RUN=serverless needs it; Runpod sets it, and so does `python -m emulator`"
+            )
+        return url
+
+
+def load() -> Settings:
+    """Read the environment.
+
+    Raises:
+        SettingsError: with every problem found, each a line that names the variable,
+            its value (unless it is a secret) and what is allowed.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError([_one_line(problem) for problem in error.errors()]) from None
+
+
+def _one_line(problem: Any) -> str:
+    field = str(problem["loc"][0])
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should be", "must be")
+    value = problem["input"]
+    if value is None or "SecretStr" in str(Settings.model_fields[field].annotation):
+        return f"{field.upper()}: {message}"
+    return f"{field.upper()}={value if isinstance(value, str) else json.dumps(value)}: {message}"
