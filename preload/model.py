@@ -4,44 +4,84 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_REVISION = re.compile(r"[\w./-]+")
+_REPOSITORY = re.compile(r"[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.IGNORECASE | re.ASCII)
+_REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
+_GGUF_FILE = re.compile(r"(\w[\w.+ -]*/)*\w[\w.+ -]*\.gguf", re.IGNORECASE | re.ASCII)
+_GGUF_TYPE = re.compile(r"(UD-)?(I?Q\d|TQ\d|BF16|F16|F32|MXFP\d)\w*", re.IGNORECASE | re.ASCII)
 
-ALLOWED = "a hub id (org/name or org/name@revision) or a local folder (/path or ./path)"
+ALLOWED = (
+    "a hub id (org/name or org/name@revision), one GGUF file of a hub repository "
+    "(org/name:file.gguf or org/name:Q4_K_M) or a local folder (/path or ./path)"
+)
 
 
 class ModelNameError(ValueError):
-    """MODEL names nothing that Tripod can look for."""
+    """MODEL, or MODEL_REVISION beside it, names nothing that Tripod can look for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What MODEL names: a local `folder`, or a hub `repository` at a `revision`."""
+    """What MODEL names: a local `folder`, or a hub `repository` at a `revision`.
+
+    `gguf` is one file in either of them: its path, or the quantisation that tells it
+    from its neighbours (`Q4_K_M`).
+    """
 
     folder: Path | None = None
     repository: str | None = None
     revision: str | None = None
+    gguf: str | None = None
 
     def __str__(self) -> str:
         if self.folder:
-            return str(self.folder)
-        return f"{self.repository}@{self.revision}" if self.revision else str(self.repository)
+            return str(self.folder / self.gguf if self.gguf else self.folder)
+        name = f"{self.repository}@{self.revision}" if self.revision else str(self.repository)
+        return f"{name}:{self.gguf}" if self.gguf else name
 
 
-def parse(text: str) -> Model:
+def parse(text: str, revision: str = "") -> Model:
     """Read a MODEL string; a folder that exists wins over a hub id of the same spelling.
+
+    `revision` is MODEL_REVISION: the same as `org/name@revision`, empty when unset.
 
     Raises:
         ModelNameError: saying what is allowed.
     """
-    text = text.strip()
+    text, revision = text.strip(), revision.strip()
     if text.startswith(("/", "./", "../", "~")) or (Path(text) / "config.json").is_file():
-        return Model(folder=Path(text).expanduser().resolve())
+        if revision:
+            raise ModelNameError(f"a local folder has no MODEL_REVISION={revision}; unset it")
+        return _local(Path(text).expanduser().resolve())
     if text.startswith("openllm:"):
         raise ModelNameError(f"openllm:<tag> is not in this build yet; allowed is {ALLOWED}")
-    if re.search(r"\.gguf|:I?Q\d", text, re.IGNORECASE):
-        raise ModelNameError(f"GGUF files are not in this build yet; allowed is {ALLOWED}")
-    repository, _, revision = text.partition("@")
-    if not _REPOSITORY.fullmatch(repository) or ("@" in text and not _REVISION.fullmatch(revision)):
+    head, colon, gguf = text.partition(":")
+    repository, at, named = head.partition("@")
+    if not _is_repository(repository) or (at and not _is_revision(named)):
         raise ModelNameError(f"must be {ALLOWED}")
-    return Model(repository=repository, revision=revision or None)
+    if colon and not _GGUF_FILE.fullmatch(gguf) and not _GGUF_TYPE.fullmatch(gguf):
+        raise ModelNameError(f"must be {ALLOWED}")
+    if revision and not _is_revision(revision):
+        raise ModelNameError(f"MODEL_REVISION={revision} must be a branch, a tag or a commit")
+    if named and revision and named != revision:
+        raise ModelNameError(f"names {named}, but MODEL_REVISION={revision}; give one of the two")
+    return Model(repository=repository, revision=named or revision or None, gguf=gguf or None)
+
+
+def _local(path: Path) -> Model:
+    if path.suffix.lower() == ".gguf":
+        return Model(folder=path.parent, gguf=path.name)
+    return Model(folder=path)
+
+
+def _is_repository(text: str) -> bool:
+    """The hub's own rules; without `--`, a folder name can hold both parts."""
+    return (
+        _REPOSITORY.fullmatch(text) is not None
+        and len(text) <= 96
+        and not any(bad in text for bad in ("--", "..", "-/", "./"))
+        and not text.endswith(("-", ".", ".git"))
+    )
+
+
+def _is_revision(text: str) -> bool:
+    return _REVISION.fullmatch(text) is not None and ".." not in text and "//" not in text

@@ -1,25 +1,35 @@
 """Where the files of a model are: baked, Runpod's cache, a network volume, or the hub."""
 
+import glob
+import json
+import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from preload import choose, hub, manifest
+from preload.errors import HubUnreachable, WeightsError
 from preload.model import Model
 
-NEEDED = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinja", "*.txt", "*.py")
-"""What inference reads; `.bin`, `.pth` and `original/` duplicates are never fetched."""
+__all__ = ["BAKED", "Places", "Weights", "WeightsError", "find"]
 
+log = logging.getLogger(__name__)
 
-class WeightsError(Exception):
-    """The model is nowhere to be had; the message says where was looked and what to do."""
+BAKED = Path("/models")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The folders that are searched, in this order, before the hub is asked."""
+    """The folders that are searched, in this order, before the hub is asked.
 
-    baked: Path = Path("/models")
+    `hub_cache` is where the hub's answer is kept; None: where huggingface_hub keeps it.
+    """
+
+    baked: Path = BAKED
     runpod_cache: Path = Path("/runpod-volume/huggingface-cache/hub")
-    volume: Path = Path("/runpod-volume")
+    volumes: tuple[Path, ...] = (Path("/runpod-volume"), Path("/workspace"))
+    hub_cache: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,60 +47,77 @@ def find(model: Model, *, token: str | None = None, places: Places | None = None
         WeightsError: in one sentence, what is missing and what to do about it.
     """
     places = places or Places()
+    if model.gguf:
+        raise WeightsError(f"MODEL={model}: GGUF files are not in this build yet")
     if model.folder:
-        if not (model.folder / "config.json").is_file():
-            raise WeightsError(f"MODEL={model.folder}: the folder holds no config.json")
+        if lacks := missing(model.folder):
+            raise WeightsError(f"MODEL={model.folder}: {lacks}")
         return Weights(model.folder, f"{model.folder}: MODEL names this folder")
-    assert model.repository
     if folder := _baked(model, places.baked):
         return Weights(folder, f"{folder}: {model} is baked into this image")
-    if folder := _runpod_cache(model, places.runpod_cache):
+    if folder := _cached(model, places.runpod_cache):
         return Weights(folder, f"{folder}: {model} is in Runpod's model cache")
-    if folder := _volume(model, places.volume):
-        return Weights(folder, f"{folder}: {model} is on the network volume")
-    return _hub(model, token)
+    for volume in places.volumes:
+        if folder := _volume(model, volume):
+            return Weights(folder, f"{folder}: {model} is on the network volume")
+    return _hub(model, token, places)
 
 
-def baked_folder(model: Model, root: Path) -> Path:
-    """The folder that `model` is baked into, under the hub's own naming."""
-    assert model.repository
-    name = model.repository.replace("/", "--")
-    return root / (f"{name}@{model.revision.replace('/', '--')}" if model.revision else name)
+def missing(folder: Path) -> str | None:
+    """What `folder` lacks to be a whole model in Hugging Face layout, or None."""
+    if not folder.is_dir():
+        return "there is no such folder"
+    if not any((folder / name).is_file() for name in ("config.json", "params.json")):
+        return "the folder holds no config.json"
+    indexes = sorted(folder.glob("*.index.json"))
+    for index in indexes:
+        for name in sorted(_indexed(index)):
+            if not (folder / name).is_file():
+                return f"{name} is missing, which {index.name} names"
+    if indexes or any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
+        return None
+    return "the folder holds neither *.safetensors nor pytorch_model*.bin"
+
+
+def _indexed(index: Path) -> set[str]:
+    """The weight files that an index maps tensors to."""
+    try:
+        return set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def _baked(model: Model, root: Path) -> Path | None:
-    folder = baked_folder(model, root)
-    return folder if (folder / "config.json").is_file() else None
+    for folder, held in manifest.folders(root):
+        if held.holds(model):
+            if (problem := manifest.problem(folder)) is None:
+                return folder
+            log.warning("%s is passed over: %s", folder, problem)
+    folder = root / manifest.folder_name(model)
+    if folder.is_dir() and manifest.read(folder) is None:
+        log.warning("%s is passed over: %s", folder, manifest.problem(folder))
+    return None
 
 
-def _runpod_cache(model: Model, root: Path) -> Path | None:
-    """Runpod lower-cases some folder names, so they are compared without case."""
+def _cached(model: Model, root: Path) -> Path | None:
+    """A snapshot in the layout of huggingface_hub's cache.
+
+    Runpod lower-cases some folder names, so they are compared without case.
+    """
     assert model.repository
-    wanted = "models--" + model.repository.replace("/", "--")
-    repository = _child_without_case(root, wanted)
+    repository = _child_without_case(root, "models--" + model.repository.replace("/", "--"))
     if repository is None:
         return None
     revision = model.revision or "main"
     ref = repository / "refs" / revision
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
     snapshots = repository / "snapshots"
-    if (snapshots / commit / "config.json").is_file():
+    if missing(snapshots / commit) is None:
         return snapshots / commit
     if model.revision or ref.is_file() or not snapshots.is_dir():
         return None
-    complete = [path for path in sorted(snapshots.iterdir()) if (path / "config.json").is_file()]
-    return complete[0] if len(complete) == 1 else None
-
-
-def _volume(model: Model, root: Path) -> Path | None:
-    """`models/org/name` or `org/name` on the volume; such a folder has no revisions."""
-    assert model.repository
-    if model.revision:
-        return None
-    for folder in (root / "models" / model.repository, root / model.repository):
-        if (folder / "config.json").is_file():
-            return folder
-    return None
+    whole = [path for path in sorted(snapshots.iterdir()) if missing(path) is None]
+    return whole[0] if len(whole) == 1 else None
 
 
 def _child_without_case(parent: Path, name: str) -> Path | None:
@@ -100,39 +127,67 @@ def _child_without_case(parent: Path, name: str) -> Path | None:
     return next((path for path in matches if path.name == name), matches[0] if matches else None)
 
 
-def _hub(model: Model, token: str | None) -> Weights:
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+def _volume(model: Model, root: Path) -> Path | None:
+    """What `python -m preload --into <volume>/models` left, or a plain `[models/]org/name`.
+
+    A plain folder has no revisions.
+    """
+    assert model.repository
+    if folder := _baked(model, root / "models"):
+        return folder
+    if model.revision:
+        return None
+    for folder in (root / "models" / model.repository, root / model.repository):
+        if missing(folder) is None:
+            return folder
+    return None
+
+
+def _hub(model: Model, token: str | None, places: Places) -> Weights:
+    from huggingface_hub import constants, snapshot_download
+    from rich.filesize import decimal
 
     assert model.repository
+    cache = places.hub_cache or Path(constants.HF_HUB_CACHE)
+    held = _cached(model, cache)
+    if held and _COMMIT.fullmatch(model.revision or ""):
+        return Weights(held, f"{held}: {model} is in the Hugging Face cache of this machine")
     try:
+        listing = hub.listing(model, token)
+    except HubUnreachable:
+        if held is None:
+            raise
+        where = "is in the Hugging Face cache of this machine, and the hub can't be reached"
+        return Weights(held, f"{held}: {model} {where}")
+    try:
+        files = choose.files(listing.files)
+    except WeightsError as error:
+        raise WeightsError(f"MODEL={model}: {error}") from None
+    name = model.repository.replace("/", "--")
+    snapshot = cache / f"models--{name}" / "snapshots" / listing.commit
+    size = sum(file.size for file in files if not _is_there(snapshot / file.path, file.size))
+    if size == 0:
+        where = "is in the Hugging Face cache of this machine, as the hub has it now"
+        return Weights(snapshot, f"{snapshot}: {model} {where}")
+    hub.need_room(model, cache, size)
+    log.warning("%s: a download of %s follows", _not_here(model, places), decimal(size))
+    with hub.errors(model, token):
         folder = snapshot_download(
             model.repository,
             revision=model.revision,
-            token=token,
-            allow_patterns=list(NEEDED),
-            ignore_patterns=["original/*"],
+            cache_dir=cache,
+            token=token or False,
+            allow_patterns=[glob.escape(file.path) for file in files],
         )
-    except GatedRepoError:
-        hint = "HF_TOKEN has no access to it" if token else "set HF_TOKEN to a token with access"
-        raise WeightsError(f"MODEL={model}: this repository is gated; {hint}") from None
-    except RevisionNotFoundError:
-        raise WeightsError(f"MODEL={model}: the hub knows no such revision") from None
-    except RepositoryNotFoundError:
-        hint = "" if token else ", or it is private and HF_TOKEN is not set"
-        raise WeightsError(f"MODEL={model}: the hub knows no such repository{hint}") from None
-    except LocalEntryNotFoundError:
-        raise WeightsError(
-            f"MODEL={model}: not on this machine, and the hub can't be reached"
-        ) from None
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise WeightsError(f"MODEL={model}: the download failed: {first_line}") from None
     return Weights(Path(folder), f"{folder}: {model} comes from the hub; it was on no local disk")
+
+
+def _is_there(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _not_here(model: Model, places: Places) -> str:
+    names = [held.model for _, held in manifest.folders(places.baked)]
+    if names:
+        return f"MODEL={model} is not what this image holds (baked: {', '.join(names)})"
+    return f"MODEL={model} is neither baked into this image nor on any disk here"

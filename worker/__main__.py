@@ -1,4 +1,4 @@
-"""What the container runs: `python -m worker`.
+"""What the container runs: `python -m worker`; in a pod also `python -m worker try "a prompt"`.
 
 Exit codes: 0 stopped as told, 1 the engine or the model failed, 2 the settings are wrong.
 """
@@ -6,10 +6,16 @@ Exit codes: 0 stopped as told, 1 the engine or the model failed, 2 the settings 
 import json
 import logging
 import os
+import signal
 import sys
+from collections.abc import Callable
+from typing import Annotated
 
+import typer
+
+from preload.weights import WeightsError
 from worker import modes, processes, settings
-from worker.errors import SettingsError
+from worker.errors import SettingsError, TripodError
 
 SDK_DEFAULTS = {
     # The SDK logs every chunk at its default level.
@@ -40,18 +46,62 @@ class PlainLines(logging.Formatter):
         return f"{record.levelname:7}| {f'{job} | ' if job else ''}{message}"
 
 
-def main() -> int:
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@cli.callback(invoke_without_command=True)
+def container(context: typer.Context) -> None:
+    """Run what MODE_TO_RUN says. README.md lists the variables."""
+    if context.invoked_subcommand is None:
+        sys.exit(main(lambda: modes.run(settings.load(), os.environ)))
+
+
+@cli.command("try")
+def try_out(
+    prompt: Annotated[str, typer.Argument(help="The prompt of the job.")],
+    stream: Annotated[bool, typer.Option(help="Ask for a stream.")] = False,
+    options: Annotated[str, typer.Option(help="The job's options, as JSON.")] = "{}",
+    reload: Annotated[
+        bool, typer.Option(help="Go on with prompts from standard input and with edited code.")
+    ] = False,
+) -> None:
+    """Load the engine and run one job through the handler, without a queue."""
+    from worker import tryout
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    job_input = {
+        "prompt": prompt,
+        "answerType": "stream" if stream else "normal",
+        "options": _json(options),
+    }
+    sys.exit(main(lambda: tryout.run(settings.load(), job_input, reload=reload)))
+
+
+def main(run: Callable[[], int]) -> int:
+    """Set up the process, run, and turn what went wrong into an exit code."""
     for name, value in SDK_DEFAULTS.items():
         os.environ.setdefault(name, value)
     _log_to_stdout(JsonLines() if os.environ.get("RUNPOD_ENDPOINT_ID") else PlainLines())
     try:
-        return modes.run(settings.load())
+        return run()
     except SettingsError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         return 2
+    except (TripodError, WeightsError) as error:
+        logging.getLogger(__name__).error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
     finally:
         processes.end_descendants()
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--options is no JSON: {error}") from None
 
 
 def _log_to_stdout(formatter: logging.Formatter) -> None:
@@ -65,8 +115,10 @@ def _log_to_stdout(formatter: logging.Formatter) -> None:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # A half-loaded engine leaves threads behind that a normal exit would wait for.
-    os._exit(code)
+    try:
+        cli(prog_name="python -m worker")
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # A half-loaded engine leaves threads behind that a normal exit would wait for.
+        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))

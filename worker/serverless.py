@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -53,10 +52,10 @@ class Running:
 
     id: str
     deadline: float
+    too_late: TripodError
     begin: float = field(default_factory=time.monotonic)
     chunks: AsyncGenerator[Chunk, None] | None = None
     timeout: asyncio.Timeout | None = None
-    too_late: TripodError | None = None
     outcome: str = "cancelled"
     last: Chunk = field(default_factory=dict)
 
@@ -77,14 +76,18 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
         self.exit_code = 0
         self._settings = settings
         self._engine: Engine
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._running: dict[str, Running] = {}
         self._slot_freed = asyncio.Event()
 
+    def handle_shutdown(self, signum: int, frame: object) -> None:
+        """SIGTERM or SIGINT; the SDK installs it, and it stays in place until the very end."""
+        if self._loop and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.kill_worker)
+
     async def run(self) -> None:
         """Start the engine, serve until told to stop, drain, stop the engine."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.kill_worker)
+        self._loop = asyncio.get_running_loop()
         if await self._start_engine():
             async with AsyncClientSession() as session:
                 await self._serve(session)
@@ -138,17 +141,18 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
         self.kill_worker()
 
     async def _drain(self, grace: float) -> None:
-        """Let jobs end within `grace` seconds, the last fifth of which is for delivery."""
+        """Let jobs end within `grace` seconds, the last of which are for delivery and clean-up."""
         now = asyncio.get_running_loop().time()
+        reserve = min(5.0, grace * 0.4)
         error = ShuttingDown(
-            f"the worker was told to stop, and the job did not end within {grace * 0.8:g} of its "
-            f"SHUTDOWN_TIMEOUT of {grace:g} seconds"
+            f"the worker was told to stop, and the job did not end within {grace - reserve:g} "
+            f"of its SHUTDOWN_TIMEOUT of {grace:g} seconds"
         )
         for job in self._running.values():
-            job.end_at(now + grace * 0.8, error)
+            job.end_at(now + grace - reserve, error)
         if not self.jobs_tasks:
             return
-        _, late = await asyncio.wait(self.jobs_tasks.values(), timeout=grace * 0.9)
+        _, late = await asyncio.wait(self.jobs_tasks.values(), timeout=grace - reserve / 2)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
@@ -181,7 +185,11 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
             if not jobs:  # a platform that does not hold the poll open must not be hammered
                 await asyncio.sleep(max(0.0, begin + 0.2 - loop.time()))
 
-    def _start_job(self, session: ClientSession, job: dict[str, Any]) -> None:
+    def _start_job(self, session: ClientSession, job: Any) -> None:
+        if not isinstance(job, dict) or not isinstance(job.get("id"), str):
+            log.error("the platform handed out something without an id; it can't be answered")
+            return
+        job.setdefault("input", None)
         if job["id"] in self.jobs_tasks:
             log.warning("handed out again while it runs; ignored", extra={"job": job["id"]})
             return
@@ -190,7 +198,9 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
     async def handle_job(self, session: ClientSession, job: dict[str, Any]) -> None:
         """One job from its taking to the delivery of its end, and one log line about it."""
         now = asyncio.get_running_loop().time()
-        running = Running(job["id"], now + self._settings.job_timeout)
+        limit = self._settings.job_timeout
+        too_late = JobTimeout(f"the job ran longer than JOB_TIMEOUT={limit:g} seconds")
+        running = Running(job["id"], now + limit, too_late)
         self._running[running.id] = running
         self.job_progress.add(running.id)
         try:
@@ -241,7 +251,7 @@ async def _until_deadline(running: Running) -> AsyncGenerator[Chunk, None]:
         except TimeoutError:
             if not (running.timeout and running.timeout.expired()):
                 raise
-            raise running.too_late or JobTimeout("the job ran longer than JOB_TIMEOUT") from None
+            raise running.too_late from None
         finally:
             running.timeout = None
         yield chunk

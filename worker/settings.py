@@ -29,10 +29,9 @@ Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 def _auto_or_number(value: object) -> object:
     if isinstance(value, str) and value.strip().lower() == "auto":
         return "auto"
-    try:
-        return int(value)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
-        raise ValueError("must be a whole number from 1 to 4096, or auto") from None
+    if str(value).strip().isdecimal() and 1 <= int(str(value)) <= 4096:
+        return int(str(value))
+    raise ValueError("must be a whole number from 1 to 4096, or auto")
 
 
 def _json_object(value: object) -> object:
@@ -47,9 +46,11 @@ def _json_object(value: object) -> object:
     return parsed
 
 
-def _in_this_build(mode: Mode) -> Mode:
-    if mode != "serverless":
-        raise ValueError("this mode is not in this build yet; allowed is 'serverless'")
+def _mode_in_this_build(mode: Mode) -> Mode:
+    if mode in {"api", "rpc"}:
+        raise ValueError(
+            "this mode is not in this build yet; allowed are 'serverless', 'pod' and 'both'"
+        )
     return mode
 
 
@@ -60,7 +61,8 @@ def _engine_in_this_build(engine: EngineName) -> EngineName:
 
 
 def _model_string(value: str) -> str:
-    parse_model(value)
+    if parse_model(value).gguf:
+        raise ValueError("GGUF files are not in this build yet; name a hub id or a local folder")
     return value
 
 
@@ -69,18 +71,17 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
 
-    mode_to_run: Annotated[Mode, AfterValidator(_in_this_build)] = Field(
+    mode_to_run: Annotated[Mode, AfterValidator(_mode_in_this_build)] = Field(
         "pod",
-        description="what runs: `serverless`; `pod`, `both`, `api`, `rpc` are not built yet",
-        validate_default=True,
+        description="what runs: `serverless`, `pod` or `both`; `api` and `rpc` are not built yet",
     )
     model: Annotated[str, AfterValidator(_model_string)] = Field(
         "mistralai/Mistral-7B-Instruct-v0.1",
         description="a hub id (`org/name`, `org/name@revision`) or a local folder",
     )
-    concurrency_modifier: Annotated[
-        Literal["auto"] | Annotated[int, Field(ge=1, le=4096)], BeforeValidator(_auto_or_number)
-    ] = Field(1, description="jobs in flight per worker; `auto`: what the KV cache holds")
+    concurrency_modifier: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)] = (
+        Field(1, description="jobs in flight per worker; `auto`: what the KV cache holds")
+    )
     max_model_len: Annotated[int, Field(ge=1)] = Field(
         25000,
         description="upper bound of prompt and answer together, in tokens; fitted down to the "
@@ -97,6 +98,10 @@ class Settings(BaseSettings):
     job_timeout: Seconds = Field(600, description="seconds that a job may run")
     shutdown_timeout: Seconds = Field(
         30, description="seconds from SIGTERM until the worker has ended"
+    )
+    public_key: str | None = Field(None, description="`pod`, `both`: the ssh key that may log in")
+    jupyter_password: SecretStr | None = Field(
+        None, description="`pod`, `both`: JupyterLab's token; generated and printed once when unset"
     )
     runpod_webhook_get_job: str | None = Field(
         None,
@@ -115,9 +120,9 @@ class Settings(BaseSettings):
     @field_validator("runpod_webhook_get_job")
     @classmethod
     def _queue(cls, url: str | None, info: ValidationInfo) -> str | None:
-        if url is None and info.data.get("mode_to_run") == "serverless":
+        if url is None and info.data.get("mode_to_run") in {"serverless", "both"}:
             raise ValueError(
-                "MODE_TO_RUN=serverless needs it; Runpod sets it, and so does `python -m emulator`"
+                "needed to take jobs from; Runpod sets it, and so does `python -m emulator`"
             )
         return url
 

@@ -1,0 +1,1 @@
+"""The tiny bundled model and the programs that make it."""

@@ -1,0 +1,127 @@
+#!/bin/sh
+# Make what tests/image needs: a container engine, and a stand-in for vLLM's official image.
+# Run by `make image-test`, after `make setup`. Everything lies in .cache/image, podman's storage
+# too; the only thing written elsewhere are Debian packages, and only when podman is missing.
+# Quick when nothing changed. Where it can't work, it says why, and the tests skip with that.
+set -eu
+cd "$(dirname "$0")/../.."
+
+cache=$PWD/.cache/image
+torch_index=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
+root=localhost/tripod-test/root
+base=localhost/tripod-test/base
+
+say() { printf 'image-test: %s\n' "$*"; }
+stop() { say "$*" >&2; exit 1; }
+skip() {
+    say "skipped: $*"
+    printf '%s\n' "$*" >"$cache/skip"
+    exit 0
+}
+
+mkdir -p "$cache"
+printf "*\n" >.cache/.gitignore
+rm -f "$cache/skip"
+
+# ---- the engine: docker if one answers, else podman with a configuration and storage of its own
+
+[ "$(id -u)" = 0 ] || skip "it enters the network of containers, which only root may"
+if docker --version 2>/dev/null | grep -q '^Docker' && docker info >/dev/null 2>&1; then
+    engine=docker
+else
+    engine=podman
+    missing=
+    for package in podman runc mmdebstrap ssh:openssh-client; do
+        command -v "${package%%:*}" >/dev/null || missing="$missing ${package##*:}"
+    done
+    if [ -n "$missing" ]; then
+        command -v apt-get >/dev/null || skip "no container engine: install docker, or$missing"
+        say "installing Debian's$missing"
+        # shellcheck disable=SC2086
+        { apt-get update -qq && apt-get install -qq -y --no-install-recommends $missing; } \
+            >"$cache/apt.log" 2>&1 || stop "apt-get failed: see $cache/apt.log"
+    fi
+    cat >"$cache/containers.conf" <<CONF
+[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+CONF
+    cat >"$cache/storage.conf" <<CONF
+[storage]
+driver = "overlay"
+graphroot = "$cache/storage"
+runroot = "$cache/run"
+CONF
+    export CONTAINERS_CONF="$cache/containers.conf" CONTAINERS_STORAGE_CONF="$cache/storage.conf"
+    podman info >/dev/null 2>"$cache/podman.log" ||
+        skip "podman does not work here: $(tail -n 1 "$cache/podman.log")"
+fi
+printf '%s\n' "$engine" >"$cache/engine"
+
+# ---- the tools that check the files, in an environment of their own
+
+python=$PWD/.venv/bin/python
+[ -x "$python" ] || stop ".venv is missing: run make setup first"
+
+if ! cmp -s tests/image/tools.txt "$cache/tools/installed"; then
+    say "installing $(grep -c == tests/image/tools.txt) tools"
+    rm -rf "$cache/tools"
+    "$python" -m venv "$cache/tools"
+    "$cache/tools/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+        -r tests/image/tools.txt
+    cp tests/image/tools.txt "$cache/tools/installed"
+fi
+
+# ---- wheels, fetched with pip as this machine has it configured; the builds see only this folder
+
+pins="requirements/cpu.txt requirements/image.txt"
+wanted=$(cat $pins tests/image/Dockerfile.base tests/image/setup.sh | cksum)
+if [ "$(cat "$cache/base/built-$engine" 2>/dev/null)" = "$wanted" ] &&
+    $engine image inspect $base >/dev/null 2>&1; then
+    say "nothing to do ($engine, $base)"
+    exit 0
+fi
+
+begin=$(date +%s)
+context=$cache/base
+mkdir -p "$context/wheels"
+if [ $engine = docker ]; then
+    root=debian:bookworm-slim
+elif ! podman image inspect $root >/dev/null 2>&1; then
+    say "making a Debian in the background"
+    mmdebstrap --quiet --variant=minbase bookworm "$cache/root.tar" >"$cache/root.log" 2>&1 &
+    debian=$!
+fi
+
+fetch() {
+    "$python" -m pip download --quiet --disable-pip-version-check --no-deps \
+        --dest "$context/wheels" "$@" 2>>"$cache/wheels.log"
+}
+: >"$cache/wheels.log"
+torch=$(grep '^torch==' requirements/cpu.txt)
+say "fetching $(cat $pins | sort -u | grep -c ==) wheels (650 MB)"
+fetch "$torch" || fetch "$torch" --index-url "$torch_index" ||
+    stop "$torch could not be fetched: see $cache/wheels.log"
+cat $pins | grep -v '^torch==' | sort -u >"$cache/wheels.txt"
+fetch -r "$cache/wheels.txt" "$(grep '^uv==' requirements/dev.txt)" ||
+    stop "the wheels could not be fetched: see $cache/wheels.log"
+
+if [ -n "${debian-}" ]; then
+    wait $debian || stop "mmdebstrap failed: see $cache/root.log"
+    podman import --quiet "$cache/root.tar" $root >/dev/null
+    rm "$cache/root.tar"
+fi
+
+# ---- the stand-in
+
+say "building $base"
+cp requirements/cpu.txt "$context/cpu.txt"
+set -- --network host --build-arg ROOT=$root --tag $base --file tests/image/Dockerfile.base
+[ $engine = docker ] || set -- --pull=never --layers --format docker "$@"
+$engine build "$@" "$context" >"$cache/base.log" 2>&1 ||
+    stop "the stand-in was not built: $(tail -n 1 "$cache/base.log"); see $cache/base.log"
+printf '%s' "$wanted" >"$context/built-$engine"
+say "done in $(($(date +%s) - begin)) s"

@@ -1,0 +1,130 @@
+"""The environment: what is read, and how what is wrong is told."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import ROOT
+from worker.settings import Settings, load
+
+QUEUE = {"MODE_TO_RUN": "serverless", "RUNPOD_WEBHOOK_GET_JOB": "http://127.0.0.1:1/job-take/$ID?"}
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        monkeypatch.delenv(name)
+
+
+def problems(monkeypatch: pytest.MonkeyPatch, **variables: str) -> list[str]:
+    from worker.errors import SettingsError
+
+    for name, value in (QUEUE | variables).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load()
+    return caught.value.problems
+
+
+def test_defaults_are_the_contract() -> None:
+    expected = {
+        "mode_to_run": "pod",
+        "model": "mistralai/Mistral-7B-Instruct-v0.1",
+        "concurrency_modifier": 1,
+        "max_model_len": 25000,
+        "engine": "auto",
+        "engine_args": {},
+        "startup_timeout": 1200,
+        "job_timeout": 600,
+        "shutdown_timeout": 30,
+    }
+    for name, default in expected.items():
+        assert Settings.model_fields[name].default == default
+
+
+def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = QUEUE | {
+        "MODEL": "org/name@v1",
+        "CONCURRENCY_MODIFIER": "auto",
+        "MAX_MODEL_LEN": "2048",
+        "ENGINE": "vllm",
+        "ENGINE_ARGS": '{"max-num-seqs": 8}',
+        "JOB_TIMEOUT": "1.5",
+        "HF_TOKEN": "hf_secret",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    settings = load()
+    assert settings.model == "org/name@v1"
+    assert settings.concurrency_modifier == "auto"
+    assert settings.max_model_len == 2048
+    assert settings.engine_args == {"max-num-seqs": 8}
+    assert settings.job_timeout == 1.5
+    assert "hf_secret" not in repr(settings)
+
+
+def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (QUEUE | {"MAX_MODEL_LEN": "", "HF_TOKEN": ""}).items():
+        monkeypatch.setenv(name, value)
+    assert load().max_model_len == 25000
+    assert load().hf_token is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("MODE_TO_RUN", "Serverles", "must be 'serverless', 'pod', 'both', 'api' or 'rpc'"),
+        ("MODE_TO_RUN", "api", "not in this build yet"),
+        ("CONCURRENCY_MODIFIER", "0", "a whole number from 1 to 4096"),
+        ("CONCURRENCY_MODIFIER", "many", "a whole number from 1 to 4096, or auto"),
+        ("MAX_MODEL_LEN", "1.5", "integer"),
+        ("MAX_MODEL_LEN", "-3", "greater than or equal to 1"),
+        ("ENGINE", "vlm", "must be 'auto', 'vllm'"),
+        ("ENGINE", "mlc", "not in this build yet"),
+        ("ENGINE_ARGS", "{", "must be a JSON object"),
+        ("ENGINE_ARGS", "[]", "must be a JSON object"),
+        ("ENGINE_ARGS", '{"max_num_seq": 1}', "did you mean max_num_seqs?"),
+        ("ENGINE_ARGS", '{"max_model_len": 1}', "is set by MAX_MODEL_LEN"),
+        ("JOB_TIMEOUT", "0", "greater than 0"),
+        ("JOB_TIMEOUT", "nan", "a finite number"),
+        ("MODEL", "not a model", "a hub id"),
+        ("MODEL", "openllm:llama3.2:1b", "not in this build yet"),
+        ("MODEL", "org/name:Q4_K_M", "not in this build yet"),
+    ],
+)
+def test_a_problem_names_variable_value_and_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, allowed: str
+) -> None:
+    [problem] = problems(monkeypatch, **{name: value})
+    assert problem.startswith(f"{name}=")
+    assert value in problem
+    assert allowed in problem
+
+
+def test_a_queue_is_needed_for_serverless(monkeypatch: pytest.MonkeyPatch) -> None:
+    [problem] = problems(monkeypatch, RUNPOD_WEBHOOK_GET_JOB="")
+    assert problem.startswith("RUNPOD_WEBHOOK_GET_JOB: ")
+    assert "python -m emulator" in problem
+
+
+def test_every_problem_is_listed_before_anything_heavy_is_imported() -> None:
+    wrong = {
+        "MODE_TO_RUN": "x",
+        "MAX_MODEL_LEN": "x",
+        "ENGINE_ARGS": '{"nope": 1}',
+        "JOB_TIMEOUT": "x",
+    }
+    script = (
+        "import sys; from worker import __main__, modes, settings;"
+        "code = __main__.main(lambda: modes.run(settings.load(), {}));"
+        "print(code, [m for m in ('vllm', 'torch', 'runpod', 'transformers') if m in sys.modules])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=wrong, capture_output=True, text=True
+    )
+    assert ran.stdout.split("\n")[-2] == "2 []"
+    assert [line.split("=")[0] for line in ran.stderr.splitlines()] == list(wrong)
+    ran = subprocess.run([sys.executable, "-m", "worker"], cwd=ROOT, env=wrong, check=False)
+    assert ran.returncode == 2
