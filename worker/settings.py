@@ -60,12 +60,6 @@ def _engine_in_this_build(engine: EngineName) -> EngineName:
     return engine
 
 
-def _model_string(value: str) -> str:
-    if parse_model(value).gguf:
-        raise ValueError("GGUF files are not in this build yet; name a hub id or a local folder")
-    return value
-
-
 class Settings(BaseSettings):
     """One object for the whole worker; each field is read from the variable of its name."""
 
@@ -75,7 +69,10 @@ class Settings(BaseSettings):
         "pod",
         description="what runs: `serverless`, `pod` or `both`; `api` and `rpc` are not built yet",
     )
-    model: Annotated[str, AfterValidator(_model_string)] = Field(
+    model_revision: str | None = Field(
+        None, description="a branch, tag or commit of it; the same as `MODEL=org/name@revision`"
+    )
+    model: str = Field(
         "mistralai/Mistral-7B-Instruct-v0.1",
         description="a hub id (`org/name`, `org/name@revision`) or a local folder",
     )
@@ -108,6 +105,13 @@ class Settings(BaseSettings):
         description="set by Runpod: the queue that jobs are taken from",
         validate_default=True,
     )
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, text: str, info: ValidationInfo) -> str:
+        if parse_model(text, info.data.get("model_revision") or "").gguf:
+            raise ValueError("GGUF files are not in this build yet; name a hub id or a folder")
+        return text
 
     @field_validator("engine_args")
     @classmethod

@@ -48,6 +48,8 @@ class Engine:
     name: str
     logs: list[str] = field(default_factory=list)
     """Everything that builds and containers wrote, for the search for the secret."""
+    figures: dict[str, str] = field(default_factory=dict)
+    """What the run prints at its end."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -107,6 +109,7 @@ class Engine:
             log = process.stdout.read()
         seconds = time.monotonic() - begin
         self.logs.append(log)
+        self.figures[f"build of {image.rpartition('/')[2]}"] = f"{seconds:.1f} s"
         if process.returncode:
             raise CommandFailed(f"{self.name} {' '.join(command)}\n{log[-4000:]}")
         return Built(image, log, seconds)

@@ -62,7 +62,7 @@ def _load(settings: Settings) -> Engine:
 
     begin = time.monotonic()
     token = settings.hf_token.get_secret_value() if settings.hf_token else None
-    found = weights.find(model.parse(settings.model), token=token)
+    found = weights.find(model.parse(settings.model, settings.model_revision or ""), token=token)
     log.info("weights: %s", found.why)
     engine = VllmEngine(settings, str(found.folder))
     engine.phases["weights"] = time.monotonic() - begin

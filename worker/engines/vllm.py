@@ -142,7 +142,8 @@ class VllmEngine:
 
     def stop(self) -> None:
         if self._llm:
-            self._llm.shutdown(timeout=2)
+            # No request is left; its core would take 10 s and more to see that it should end.
+            self._llm.shutdown(timeout=0.5)
             self._llm = None
 
     def _running(self) -> AsyncLLM:

@@ -1,0 +1,132 @@
+"""Which files of a repository inference needs."""
+
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Protocol, TypeVar
+
+from preload.errors import WeightsError
+
+SMALL = (
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.tiktoken",
+    "*.jinja",
+    "*.py",
+    "LICENSE*",
+    "NOTICE*",
+    "additional_chat_templates/*.jinja",
+    "[0-9]_*/config.json",  # the pooling and dense layers of an embedding model
+    "[0-9]_*/model.safetensors",
+)
+NEVER = ("*.bin.index.json", "*.h5.index.json", "*.safetensors.index.json", "manifest.json")
+TOKENIZER = (
+    "tokenizer*",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tekken.json",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "*.tiktoken",
+    "*.model",
+)
+_SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)", re.IGNORECASE)
+
+
+class Named(Protocol):
+    """Anything with a `path` in a repository, its parts divided by `/`."""
+
+    @property
+    def path(self) -> str: ...
+
+
+File = TypeVar("File", bound=Named)
+
+
+def files(listing: Sequence[File], gguf: str | None = None) -> list[File]:
+    """What to fetch of `listing`: one set of weights, and what goes with it.
+
+    Safetensors are preferred, then `pytorch_model*.bin`; copies in other formats and folders
+    are left out. With `gguf`, the weights are that one file (all its parts if it is split).
+
+    Raises:
+        WeightsError: there are no weights here that can be used, or `gguf` is not one file.
+    """
+    weights = _gguf(listing, gguf) if gguf else _safetensors(listing) or _torch(listing)
+    if not weights:
+        raise WeightsError(_nothing_usable(listing))
+    indexes = {f"{_stem(file.path)}.index.json" for file in weights}
+    return [
+        file
+        for file in listing
+        if file in weights
+        or file.path in indexes
+        or (_matches(file.path, SMALL) and not _matches(file.path, NEVER))
+    ]
+
+
+def tokenizer(paths: Iterable[str]) -> list[str]:
+    """The files of `paths` that the tokenizer and its chat template are read from."""
+    return [path for path in paths if _matches(path, TOKENIZER)]
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    """Like a shell: `*` stops at `/`, so that `*.json` means the top level only."""
+    return any(
+        fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in patterns
+    )
+
+
+def _stem(path: str) -> str:
+    """`model-00001-of-00002.safetensors` → `model.safetensors`, as its index is named."""
+    return re.sub(r"-\d+-of-\d+(?=\.\w+$)", "", path)
+
+
+def _safetensors(listing: Sequence[File]) -> list[File]:
+    found = [file for file in listing if _matches(file.path, ("*.safetensors",))]
+    if any(file.path.startswith("model") for file in found):
+        return [file for file in found if not file.path.startswith("consolidated")]
+    return found
+
+
+def _torch(listing: Sequence[File]) -> list[File]:
+    return [file for file in listing if _matches(file.path, ("pytorch_model*.bin",))]
+
+
+def _gguf(listing: Sequence[File], wanted: str) -> list[File]:
+    every = [file for file in listing if file.path.lower().endswith(".gguf")]
+    models = [file for file in every if "mmproj" not in file.path.lower()]
+    if wanted.lower().endswith(".gguf"):
+        chosen = [file for file in every if _whole(file.path) == _whole(wanted)]
+    else:
+        part = re.compile(rf"(^|[-._/]){re.escape(wanted)}(?=[-._/])", re.IGNORECASE)
+        chosen = [file for file in models if part.search(file.path)]
+    names = sorted({_whole(file.path) for file in chosen})
+    if len(names) == 1:
+        return chosen
+    if names:
+        raise WeightsError(f"{wanted} fits {_list(names)}; name one file after the colon")
+    there = sorted({_whole(file.path) for file in models})
+    raise WeightsError(
+        f"no GGUF file there fits {wanted}; there are {_list(there) if there else 'none'}"
+    )
+
+
+def _whole(path: str) -> str:
+    """The name that all parts of a split GGUF file share."""
+    return _SHARD.sub("", path)
+
+
+def _nothing_usable(listing: Sequence[Named]) -> str:
+    gguf = sorted({_whole(file.path) for file in listing if file.path.lower().endswith(".gguf")})
+    if gguf:
+        return f"only GGUF files are there; name one after a colon: {_list(gguf)}"
+    return "nothing there can be used: neither *.safetensors nor pytorch_model*.bin nor *.gguf"
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
