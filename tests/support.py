@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,16 @@ async def soon(condition: Callable[[], Any], timeout: float, what: str) -> Any:
         assert time.monotonic() < end, f"not within {timeout:g} s: {what}"
         await asyncio.sleep(0.01)
     return value
+
+
+def left(family: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run; one that has ended and waits to be reaped by init does not."""
+    alive = []
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            if member.is_running() and member.status() != psutil.STATUS_ZOMBIE:
+                alive.append(member)
+    return alive
 
 
 def worker_environment(**variables: str) -> dict[str, str]:
@@ -183,7 +193,10 @@ def endpoint(
             "a worker that takes jobs",
         )
         assert process.poll() is None, output.text()
-        yield served
+        try:
+            yield served
+        finally:
+            served.http.close()
     finally:
         stop(process)
 

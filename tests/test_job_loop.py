@@ -15,6 +15,7 @@ from tests.support import (
     Output,
     Platform,
     Probe,
+    left,
     platform,
     soon,
     start,
@@ -176,4 +177,4 @@ async def test_sigterm_lets_running_jobs_finish_and_takes_no_more(rig: Rig) -> N
         end = await rig.platform.end_of(job["id"])
         assert end["output"][-1]["finish_reason"] == "length"
     assert await asyncio.to_thread(rig.process.wait, 20) == 0
-    await soon(lambda: not any(map(psutil.Process.is_running, family)), 10, "no child is left")
+    await soon(lambda: not left(family), 10, "no child is left")

@@ -7,7 +7,7 @@ import subprocess
 
 import psutil
 
-from tests.support import START, eventually, start, stop
+from tests.support import START, eventually, left, start, stop
 
 
 def test_make_run_prints_commands_that_work_and_ctrl_c_leaves_nothing() -> None:
@@ -33,9 +33,7 @@ def test_make_run_prints_commands_that_work_and_ctrl_c_leaves_nothing() -> None:
         assert len(family) > 3
         os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: everything in the foreground
         process.wait(30)
-        eventually(
-            lambda: not any(member.is_running() for member in family), 10, "no process is left"
-        )
+        eventually(lambda: not left(family), 10, "no process is left")
     finally:
         if process.poll() is None:
             stop(process)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import signal
@@ -61,20 +62,32 @@ def end_descendants(grace: float = 3.0) -> None:
 
     Python's resource tracker ignores SIGTERM; it cleans up and ends by itself once we are gone.
     """
-    everyone = psutil.Process().children(recursive=True)
-    family = [process for process in everyone if not _is_resource_tracker(process)]
+    _adopt_orphans()
+    family = _descendants()
     for process in family:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=grace)
-    for process in alive:
+    psutil.wait_procs(family, timeout=grace)
+    while family := _descendants():  # those too that a child started before it ended
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family)
+
+
+def _descendants() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=grace)
+            if not any("multiprocessing.resource_tracker" in part for part in process.cmdline()):
+                found.append(process)
+    return found
 
 
-def _is_resource_tracker(process: psutil.Process) -> bool:
-    try:
-        return any("multiprocessing.resource_tracker" in part for part in process.cmdline())
-    except psutil.NoSuchProcess:
-        return False
+def _adopt_orphans() -> None:
+    """From now on what loses its parent below us becomes our child, and can't get away."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+PR_SET_CHILD_SUBREAPER = 36
+"""From <linux/prctl.h>."""

@@ -92,7 +92,15 @@ class Engine:
         arguments: dict[str, str] | None = None,
         secrets: dict[str, Path] | None = None,
     ) -> Built:
-        command = ["build", "--network", "host", "--tag", image, "--file", str(context / dockerfile)]
+        command = [
+            "build",
+            "--network",
+            "host",
+            "--tag",
+            image,
+            "--file",
+            str(context / dockerfile),
+        ]
         if self.name == "podman":
             command += ["--pull=never", "--layers", "--format", "docker"]
         else:
@@ -123,7 +131,9 @@ class Engine:
         return self.inspect(image)["RootFS"]["Layers"]
 
     @contextmanager
-    def container(self, image: str, *options: str, command: tuple[str, ...] = ()) -> Iterator["Container"]:
+    def container(
+        self, image: str, *options: str, command: tuple[str, ...] = ()
+    ) -> Iterator["Container"]:
         """A container that runs until the block ends."""
         health = ("--no-healthcheck",)
         name = self("create", *health, *options, image, *command).strip().splitlines()[-1]
@@ -166,7 +176,11 @@ class Container:
     @property
     def pid(self) -> int:
         """The process id, on this machine, of what is PID 1 in the container."""
-        return int(eventually(lambda: self.state("Pid") not in {"", "0"} and self.state("Pid"), 30, self.text))
+        return int(
+            eventually(
+                lambda: self.state("Pid") not in {"", "0"} and self.state("Pid"), 30, self.text
+            )
+        )
 
     def find(self, text: str) -> str | None:
         return next((line for line in list(self.lines) if text in line), None)

@@ -25,7 +25,12 @@ def test_the_layers_stand_on_the_base_in_order(engine: Engine, bundled: Built) -
     assert shared(layers, base) == len(base)
 
     history = engine("history", "--no-trunc", "--format", "{{.CreatedBy}}", bundled.image)
-    steps = ("COPY.* /tripod/worker/", "preload --into /models", "COPY.* /tripod/preload/", "install .*tini")
+    steps = (
+        "COPY.* /tripod/worker/",
+        "preload --into /models",
+        "COPY.* /tripod/preload/",
+        "install .*tini",
+    )
     found = [re.search(step, history) for step in steps]
     assert all(found), history
     assert sorted(match.start() for match in found if match) == [m.start() for m in found if m]
@@ -171,6 +176,7 @@ def test_a_wrong_environment_is_one_clear_sentence(
 ) -> None:
     ended, output = engine.once(iteration.image, *options)
     assert ended == code, output
-    complaints = [line for line in output.splitlines() if not re.match(r"(INFO|WARNING) *\|", line)]
+    told = r"(INFO|WARNING) *\||--- Starting Serverless Worker"
+    complaints = [line for line in output.splitlines() if not re.match(told, line)]
     assert len(complaints) == 1, output
     assert re.fullmatch(sentence, complaints[0]), output
