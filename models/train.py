@@ -1,8 +1,8 @@
 """Train the bundled model from scratch: `python -m models.train`.
 
-The bundled weights come from two runs (20 and 6 minutes on two CPU cores; a C++ compiler for
-`torch.compile`): `python -m models.train --out FIRST`, then
-`python -m models.train --start FIRST --steps 330`.
+The bundled weights come from two runs (20 and 5 minutes on two CPU cores; `torch.compile` needs
+a C++ compiler): `python -m models.train --out FIRST`, then
+`python -m models.train --start FIRST --steps 120`.
 """
 
 import math
