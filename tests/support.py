@@ -59,7 +59,13 @@ def worker_environment(**variables: str) -> dict[str, str]:
         "MODE_TO_RUN": "serverless",
         "MODEL": MODEL,
         "RUNPOD_LOG_LEVEL": "WARN",
-        "ENGINE_ARGS": json.dumps({"kv_cache_memory_bytes": 256 << 20}),
+        "ENGINE_ARGS": json.dumps(
+            {
+                "kv_cache_memory_bytes": 256 << 20,
+                # The tiny model would fill a JSON answer with line breaks.
+                "structured_outputs_config": {"disable_any_whitespace": True},
+            }
+        ),
         "PYTHONUNBUFFERED": "1",
     }
     return clean | settings | variables

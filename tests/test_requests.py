@@ -77,7 +77,11 @@ BAD = [
     ({"prompt": "a\ud800"}, "input.prompt: holds half of a surrogate pair"),
     ({"prompt": "x", "\udfff": 1}, "input: a key of it must be valid Unicode"),
     ({"messages": [{"role": "user", "content": nested(500)}]}, "nested too deep; at most 64"),
-    ({"openai_route": "/v1/models"}, "not in this build yet"),
+    ({"openai_input": []}, "openai_input: a list of 0 is not allowed; it must be an object"),
+    ({"route": 3}, "route: 3 is not allowed; it must be a text"),
+    ({"prompt": "x", "stream": "yes"}, 'stream: "yes" is not allowed; it must be true or false'),
+    ({"prompt": "x", "stream": True, "options": {}}, "options and stream are of two shapes"),
+    ({"sampling_params": {}}, "either prompt or messages, but neither was given"),
 ]
 
 
@@ -130,7 +134,7 @@ def test_whatever_comes_is_a_request_or_one_sentence(job_input: Any) -> None:
 @given(st.integers(0, 200))
 def test_depth_is_bounded(depth: int) -> None:
     messages = [{"role": "user", "content": "x", "extra": nested(depth)}]
-    if depth > MAX_DEPTH - 4:
+    if 3 + depth > MAX_DEPTH:  # input.messages[0].extra is three levels down
         assert "nested too deep" in refusal({"messages": messages})
     else:
         assert parse({"messages": messages}).messages == messages

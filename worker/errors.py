@@ -4,6 +4,7 @@ TripodError
 ├── SettingsError      the environment: the operator mends it; exit code 2
 ├── ModelNotFound      the model is nowhere to be had; exit code 1
 ├── BadRequest         the job's input: the client mends it; the worker goes on
+├── EngineRefusal      the engine's own answer in OpenAI's shape: likewise
 ├── JobTimeout         the job ran longer than it may
 ├── ShuttingDown       the worker was told to stop before the job ended
 └── EngineError        the engine: nobody outside can mend it
@@ -12,6 +13,9 @@ TripodError
 
 Each message is one clear sentence that can be shown to a client as it stands.
 """
+
+import json
+from typing import Any
 
 
 class TripodError(Exception):
@@ -28,6 +32,18 @@ class SettingsError(TripodError):
 
 class BadRequest(TripodError):
     """The job's input is wrong; the message names the field, the value and what is allowed."""
+
+
+class EngineRefusal(TripodError):
+    """The engine refused a call to one of OpenAI's routes; the message is its error as JSON.
+
+    Args:
+        error: OpenAI's error object: `message`, `type`, `param`, and the HTTP status as `code`.
+    """
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        self.error = error
+        super().__init__(json.dumps(error))
 
 
 class JobTimeout(TripodError):

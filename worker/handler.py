@@ -6,10 +6,11 @@ from typing import Any
 
 from worker.chunks import Chunk, as_chunk, joined
 from worker.engines.base import Engine
-from worker.requests import parse
+from worker.requests import RouteCall, parse
+from worker.routes import call
 
 
-async def handler(job: dict[str, Any], engine: Engine) -> AsyncGenerator[Chunk, None]:
+async def handler(job: dict[str, Any], engine: Engine) -> AsyncGenerator[Chunk | str, None]:
     """Answer one job of Runpod's queue.
 
     While a chunk is being delivered this function stands at its `yield`; the engine goes on,
@@ -21,9 +22,15 @@ async def handler(job: dict[str, Any], engine: Engine) -> AsyncGenerator[Chunk, 
         engine: loaded and warm.
 
     Yields:
-        dicts that JSON can hold; the last one has `finish_reason` and `usage`.
+        dicts that JSON can hold, the last one with `finish_reason` and `usage`; for OpenAI's
+        routes the engine's own object, or text of server-sent events.
     """
     request = parse(job["input"])
+    if isinstance(request, RouteCall):
+        async with aclosing(call(request, engine)) as parts:
+            async for part in parts:
+                yield part
+        return
     n = request.options.n
     async with aclosing(engine.generate(request)) as deltas:
         if request.stream:

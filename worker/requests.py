@@ -117,7 +117,16 @@ class Request:
         return self.options.max_tokens or self.options.max_new_tokens
 
 
-def parse(job_input: object) -> Request:
+@dataclass(frozen=True, slots=True)
+class RouteCall:
+    """A call to one of the engine's own HTTP routes; `body` is None for GET."""
+
+    route: str
+    method: str
+    body: dict[str, Any] | None
+
+
+def parse(job_input: object) -> Request | RouteCall:
     """Validate a job's input.
 
     Raises:
@@ -125,10 +134,9 @@ def parse(job_input: object) -> Request:
     """
     if not isinstance(job_input, dict):
         raise BadRequest(f"input: must be an object, not {describe(job_input)}")
-    for key, what in LATER.items():
-        if key in job_input:
-            raise BadRequest(f"input.{key}: {what} not in this build yet; use prompt or messages")
     _check_text(job_input)
+    if ROUTE_KEYS & job_input.keys():
+        return _route_call(job_input)
     if ("prompt" in job_input) == ("messages" in job_input):
         given = "both were given" if "prompt" in job_input else "neither was given"
         raise BadRequest(f"input: must hold either prompt or messages, but {given}")
@@ -143,11 +151,50 @@ def parse(job_input: object) -> Request:
     return Request(checked.prompt, messages, checked.answerType == "stream", checked.options)
 
 
-LATER = {
-    "openai_route": "OpenAI routes are",
-    "route": "worker-vllm's routes are",
-    "sampling_params": "worker-vllm's shape is",
-}
+ROUTE_KEYS = {"openai_route", "openai_input", "route", "sampling_params", "stream"}
+"""What only Runpod's OpenAI face and worker-vllm's clients send."""
+
+
+def _route_call(job_input: dict[str, Any]) -> RouteCall:
+    """worker-vllm's shapes, in the order in which that worker looks for them."""
+    if "openai_route" in job_input or "openai_input" in job_input:
+        body = _object_or_none(job_input, "openai_input") or None
+        return RouteCall(
+            _text(job_input, "openai_route", "/v1/chat/completions"),
+            "POST" if body else "GET",
+            body,
+        )
+    if "route" in job_input:
+        body = _object_or_none(job_input, "body")
+        method = _text(job_input, "method", "POST" if body else "GET").upper()
+        return RouteCall(_text(job_input, "route", ""), method, body)
+    if ours := {"answerType", "options"} & job_input.keys():
+        theirs = ROUTE_KEYS & job_input.keys()
+        raise BadRequest(f"input: {min(ours)} and {min(theirs)} are of two shapes; use one of them")
+    if "prompt" not in job_input and "messages" not in job_input:
+        raise BadRequest("input: must hold either prompt or messages, but neither was given")
+    body = dict(_object_or_none(job_input, "sampling_params") or {})
+    stream = job_input.get("stream", False)
+    if not isinstance(stream, bool):
+        raise BadRequest(f"stream: {describe(stream)} is not allowed; it must be true or false")
+    body["stream"] = stream
+    if job_input.get("messages") is not None:
+        return RouteCall("/v1/chat/completions", "POST", body | {"messages": job_input["messages"]})
+    return RouteCall("/v1/completions", "POST", body | {"prompt": job_input.get("prompt")})
+
+
+def _object_or_none(job_input: dict[str, Any], field: str) -> dict[str, Any] | None:
+    value = job_input.get(field)
+    if value is not None and not isinstance(value, dict):
+        raise BadRequest(f"{field}: {describe(value)} is not allowed; it must be an object")
+    return value
+
+
+def _text(job_input: dict[str, Any], field: str, default: str) -> str:
+    value = job_input.get(field) or default
+    if not isinstance(value, str):
+        raise BadRequest(f"{field}: {describe(value)} is not allowed; it must be a text")
+    return value
 
 
 def describe(value: object) -> str:

@@ -54,10 +54,10 @@ class Running:
     deadline: float
     too_late: TripodError
     begin: float = field(default_factory=time.monotonic)
-    chunks: AsyncGenerator[Chunk, None] | None = None
+    chunks: AsyncGenerator[Chunk | str, None] | None = None
     timeout: asyncio.Timeout | None = None
     outcome: str = "cancelled"
-    last: Chunk = field(default_factory=dict)
+    last: Chunk | str = field(default_factory=dict)
 
     def end_at(self, when: float, error: TripodError) -> None:
         """Let the job fail with `error` at `when` on the loop's clock, if that is sooner."""
@@ -217,7 +217,7 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
             self._slot_freed.set()
             _log_outcome(running)
 
-    async def _answer(self, job: dict[str, Any]) -> AsyncGenerator[Chunk, None]:
+    async def _answer(self, job: dict[str, Any]) -> AsyncGenerator[Chunk | str, None]:
         """What the SDK calls: the handler, bounded in time, its errors as sentences."""
         running = self._running[job["id"]]
         running.chunks = handler(job, self._engine)
@@ -239,7 +239,7 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
             yield {"error": running.outcome.removeprefix("failed: ")}
 
 
-async def _until_deadline(running: Running) -> AsyncGenerator[Chunk, None]:
+async def _until_deadline(running: Running) -> AsyncGenerator[Chunk | str, None]:
     """Pass chunks on until the job's deadline; only waiting for the engine counts as running."""
     assert running.chunks
     while True:
@@ -258,7 +258,7 @@ async def _until_deadline(running: Running) -> AsyncGenerator[Chunk, None]:
 
 
 def _log_outcome(job: Running) -> None:
-    usage = job.last.get("usage")
+    usage = job.last.get("usage") if isinstance(job.last, dict) else None
     tokens = f", {usage['prompt_tokens']}+{usage['completion_tokens']} tokens" if usage else ""
     glyph = {"finished": "✓", "cancelled": "⊘"}.get(job.outcome, "✗")
     seconds = time.monotonic() - job.begin

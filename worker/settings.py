@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     engine_args: Annotated[dict[str, Any], NoDecode, BeforeValidator(_json_object)] = Field(
         {}, description="JSON object of vLLM's own options, by vLLM's own names"
     )
+    served_model_name: str | None = Field(
+        None, description="the name that clients use; `MODEL` when unset"
+    )
     hf_token: SecretStr | None = Field(None, description="for gated models on the hub")
     startup_timeout: Seconds = Field(1200, description="seconds until the engine must be ready")
     job_timeout: Seconds = Field(600, description="seconds that a job may run")

@@ -11,14 +11,14 @@ import time
 from types import ModuleType
 from typing import Any
 
-from worker import chunks, engines, handler, requests
+from worker import chunks, engines, handler, requests, routes
 from worker.engines.base import Engine
 from worker.errors import TripodError
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-EDITABLE: tuple[ModuleType, ...] = (requests, chunks, handler)
+EDITABLE: tuple[ModuleType, ...] = (requests, chunks, routes, handler)
 """Reloaded in this order, since each may import those before it."""
 
 

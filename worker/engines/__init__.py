@@ -7,7 +7,6 @@ import concurrent.futures
 import logging
 import threading
 import time
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from preload import model, weights
@@ -46,7 +45,7 @@ async def start(settings: Settings) -> Engine:
         async with asyncio.timeout(settings.startup_timeout):
             engine = await _in_daemon_thread(_load, settings)
             loaded = time.monotonic()
-            await _warm_up(engine)
+            await engine.warm_up()
     except TimeoutError:
         raise EngineStartError(
             f"the engine was not ready after STARTUP_TIMEOUT={settings.startup_timeout:g} seconds"
@@ -68,15 +67,6 @@ def _load(settings: Settings) -> Engine:
     engine.phases["weights"] = time.monotonic() - begin
     engine.load()
     return engine
-
-
-async def _warm_up(engine: Engine) -> None:
-    from worker.requests import Options, Request
-
-    request = Request("Hello", None, stream=True, options=Options(max_tokens=2, ignore_eos=True))
-    async with aclosing(engine.generate(request)) as deltas:
-        async for _ in deltas:
-            pass
 
 
 async def _in_daemon_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -4,6 +4,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
+import httpx
+
+from worker.engines.asgi import App
 from worker.requests import Request
 
 
@@ -41,6 +44,18 @@ class Engine(Protocol):
     slots: int
     """Requests of `max_model_len` tokens that the KV cache holds at once."""
 
+    batch: int
+    """Requests that the engine works on at once; more than that wait."""
+
+    model_name: str
+    """The name that clients use."""
+
+    app: App
+    """The engine's OpenAI-compatible ASGI app, once it is warm."""
+
+    client: httpx.AsyncClient
+    """Calls `app`, or the server that stands behind it, by its paths such as /v1/models."""
+
     phases: dict[str, float]
     """Seconds that each phase of the start took."""
 
@@ -50,6 +65,9 @@ class Engine(Protocol):
         Raises:
             EngineStartError: in one sentence, why it did not start.
         """
+
+    async def warm_up(self) -> None:
+        """Build the app and generate a little, on the event loop that will serve."""
 
     def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Stream the answer. A slow consumer gets what piled up as one delta.

@@ -18,11 +18,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
+from worker.engines.asgi import StreamingASGITransport
 from worker.engines.base import Delta, Usage
 from worker.errors import BadRequest, EngineDead, EngineError, EngineStartError, SettingsError
 from worker.requests import DEFAULT_MAX_TOKENS, Options, Request
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Iterator
 
     from vllm import SamplingParams
@@ -39,6 +43,10 @@ OURS = {
     "revision": "MODEL=org/name@revision",
     "max_model_len": "MAX_MODEL_LEN",
     "hf_token": "HF_TOKEN",
+    "served_model_name": "SERVED_MODEL_NAME",
+    "host": "HOST",
+    "port": "PORT",
+    "api_key": "API_KEY",
 }
 """Options of vLLM that have a variable of their own."""
 
@@ -49,17 +57,22 @@ CPU_KV_CACHE = 4 << 30
 """Bytes of KV cache on a CPU at most, unless the user says otherwise."""
 
 
+ARGUMENT_CLASSES = {"EngineArgs", "AsyncEngineArgs", "BaseFrontendArgs", "FrontendArgs"}
+
+
 @cache
 def argument_names() -> frozenset[str]:
     """vLLM's own option names, read from its source without importing it."""
     spec = find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("vllm")
-    source = Path(spec.submodule_search_locations[0], "engine", "arg_utils.py").read_text("utf-8")
+    package = Path(spec.submodule_search_locations[0])
+    sources = [package / "engine/arg_utils.py", package / "entrypoints/launchers/cli_args.py"]
     return frozenset(
         field.target.id
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ClassDef) and node.name in {"EngineArgs", "AsyncEngineArgs"}
+        for source in sources
+        for node in ast.parse(source.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name in ARGUMENT_CLASSES
         for field in node.body
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
     )
@@ -88,10 +101,13 @@ class VllmEngine:
     def __init__(self, settings: Settings, folder: str) -> None:
         self.max_model_len = settings.max_model_len
         self.slots = 1
+        self.batch = 1
+        self.model_name = settings.served_model_name or settings.model
         self.phases: dict[str, float] = {}
         self._settings = settings
         self._folder = folder
         self._llm: AsyncLLM | None = None
+        self._args: Namespace
         self._defaults: dict[str, Any] = {}
 
     def load(self) -> None:
@@ -102,11 +118,33 @@ class VllmEngine:
         with self._phase("engine"):
             try:
                 config = self._config()
-                self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+                self._llm = AsyncLLM.from_vllm_config(
+                    config, disable_log_stats=self._args.disable_log_stats
+                )
             except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
                 raise EngineStartError(f"vLLM did not start: {_first_line(error)}") from error
         self._report_fit(config)
         self._defaults = config.model_config.get_diff_sampling_param()
+
+    async def warm_up(self) -> None:
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+
+        llm = self._running()
+        tasks = await llm.get_supported_tasks()
+        app = build_app(self._args, tasks, llm.model_config)
+        await init_app_state(llm, app.state, self._args, tasks)
+        self.app = app
+        self.client = httpx.AsyncClient(
+            transport=StreamingASGITransport(app), base_url="http://engine", timeout=None
+        )
+        if "generate" in tasks:
+            request = Request("Hello", None, True, Options(max_tokens=2, ignore_eos=True))
+            async with aclosing(self.generate(request)) as deltas:
+                async for _ in deltas:
+                    pass
+        else:
+            llm._run_output_handler()
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
         llm = self._running()
@@ -159,12 +197,14 @@ class VllmEngine:
 
     def _config(self) -> VllmConfig:
         """vLLM's configuration, with the length fitted to the model and left open downwards."""
+        from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.usage.usage_lib import UsageContext
 
-        args = _parsed(self._settings.engine_args)
+        self._args = _parsed(self._settings)
+        args = AsyncEngineArgs.from_cli_args(self._args)
         args.model = self._folder
-        args.served_model_name = [self._settings.model]
+        args.served_model_name = [self.model_name]
         if current_platform.is_cpu():
             _cpu_defaults(args, self._settings.engine_args)
         own_limit = args.create_model_config().max_model_len
@@ -179,6 +219,7 @@ class VllmEngine:
         cache = config.cache_config
         tokens = (cache.num_gpu_blocks or 0) * cache.block_size
         most = config.scheduler_config.max_num_seqs
+        self.batch = most
         self.slots = max(1, min(tokens // self.max_model_len, most))
         log.info(
             "max_model_len is %d tokens (MAX_MODEL_LEN=%d); the KV cache holds %d tokens, "
@@ -273,20 +314,19 @@ def _cpu_defaults(args: AsyncEngineArgs, given: dict[str, Any]) -> None:
         args.kv_cache_memory_bytes = min(CPU_KV_CACHE, psutil.virtual_memory().available // 8)
 
 
-def _parsed(engine_args: dict[str, Any]) -> AsyncEngineArgs:
-    """ENGINE_ARGS through vLLM's own parser, which checks the values."""
-    from vllm.engine.arg_utils import AsyncEngineArgs
+def _parsed(settings: Settings) -> Namespace:
+    """ENGINE_ARGS through the parser of `vllm serve`, which checks the values."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    if not engine_args:
-        return AsyncEngineArgs()
 
     class Parser(FlexibleArgumentParser):  # type: ignore[misc]
         def error(self, message: str) -> Any:
             raise SettingsError([f"ENGINE_ARGS: {message}"])
 
-    arguments: list[str] = []
-    for name, value in engine_args.items():
+    arguments = ["--served-model-name", settings.served_model_name or settings.model]
+    if settings.mode_to_run != "api":
+        arguments.append("--disable-log-stats")  # only /metrics reads them
+    for name, value in settings.engine_args.items():
         option = "--" + _underscored(name).replace("_", "-")
         if isinstance(value, bool):
             arguments.append(option if value else option.replace("--", "--no-", 1))
@@ -294,8 +334,8 @@ def _parsed(engine_args: dict[str, Any]) -> AsyncEngineArgs:
             arguments += [option, *map(str, value)]
         elif value is not None:
             arguments += [option, json.dumps(value) if isinstance(value, dict) else str(value)]
-    parser = AsyncEngineArgs.add_cli_args(Parser())
-    return AsyncEngineArgs.from_cli_args(parser.parse_args(arguments))
+    parsed: Namespace = make_arg_parser(Parser()).parse_args(arguments)
+    return parsed
 
 
 def _vllm_names(options: Options) -> dict[str, Any]:

@@ -1,0 +1,91 @@
+"""OpenAI's routes: which may be called, and how the engine's HTTP answer becomes a job's chunks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import httpx
+
+from worker.engines.base import Engine
+from worker.errors import EngineRefusal
+from worker.requests import RouteCall
+
+ALLOWED = {
+    "/v1/models": "GET",
+    "/v1/chat/completions": "POST",
+    "/v1/completions": "POST",
+    "/v1/embeddings": "POST",
+    "/v1/responses": "POST",
+    "/v1/messages": "POST",
+    "/v1/rerank": "POST",
+    "/v1/score": "POST",
+}
+"""Inference and model listing; never an engine's routes for administration."""
+
+
+def refusal(route: str, method: str) -> dict[str, Any] | None:
+    """OpenAI's error object for a call that is not allowed, or None for one that is."""
+    if route not in ALLOWED:
+        known = ", ".join(ALLOWED)
+        return error_object(404, f"route {route} is not served; allowed are {known}")
+    if method != ALLOWED[route]:
+        return error_object(405, f"route {route} takes {ALLOWED[route]}, not {method}")
+    return None
+
+
+def error_object(code: int, message: str) -> dict[str, Any]:
+    """OpenAI's error object; `code` is the HTTP status."""
+    kinds = {401: "AuthenticationError", 404: "NotFoundError", 429: "RateLimitError"}
+    kind = kinds.get(code, "BadRequestError" if code < 500 else "InternalServerError")
+    return {"message": message, "type": kind, "param": None, "code": code}
+
+
+async def call(request: RouteCall, engine: Engine) -> AsyncGenerator[Any, None]:
+    """Send one call to the engine's own app.
+
+    Yields:
+        SSE text, whole events only and merged while one was being delivered, `[DONE]` included;
+        or the one JSON object of an answer that is no stream.
+
+    Raises:
+        EngineRefusal: the engine's OpenAI error object, with its status as `code`.
+    """
+    if error := refusal(request.route, request.method):
+        raise EngineRefusal(error)
+    body = request.body
+    if body is not None and "model" not in body:
+        body = {**body, "model": engine.model_name}
+    async with engine.client.stream(request.method, request.route, json=body) as response:
+        if response.status_code >= 400:
+            await response.aread()
+            raise EngineRefusal(_error_of(response))
+        if response.headers.get("content-type", "").startswith("text/event-stream"):
+            async for events in whole_events(response):
+                yield events
+        else:
+            await response.aread()
+            yield response.json()
+
+
+async def whole_events(response: httpx.Response) -> AsyncGenerator[str, None]:
+    """The response's server-sent events as text, never cut inside an event or a character."""
+    rest = b""
+    async for part in response.aiter_raw():
+        done, separator, rest = (rest + part).rpartition(b"\n\n")
+        if separator:
+            yield (done + separator).decode("utf-8")
+    if rest.strip():
+        yield rest.decode("utf-8")
+
+
+def _error_of(response: httpx.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except json.JSONDecodeError:
+        body = None
+    error = body.get("error", body) if isinstance(body, dict) else None
+    if not isinstance(error, dict) or "message" not in error:
+        error = error_object(response.status_code, response.text[:500] or response.reason_phrase)
+    return error | {"code": response.status_code}
