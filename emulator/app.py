@@ -1,4 +1,4 @@
-"""The ASGI application: both faces of the endpoint and what the emulator tells of itself."""
+"""The ASGI application: the faces of the endpoint and what the emulator tells of itself."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,8 @@ from starlette.routing import Route
 from emulator.client_api import ClientApi
 from emulator.dispatch import Endpoint, Worker
 from emulator.jobs import EndpointError
-from emulator.web import on_endpoint_error, on_http_error, on_hung_up, reply
+from emulator.openai_api import OpenAiApi
+from emulator.web import on_error, on_hung_up, reply
 from emulator.worker_api import WorkerApi
 
 
@@ -44,12 +45,13 @@ def build_app(
         routes=[
             *worker.routes(),
             *client.routes(),
+            *OpenAiApi(client).routes(),
             Route("/emulator/workers", workers),
             Route("/emulator/jobs", jobs),
         ],
         exception_handlers={
-            HTTPException: on_http_error,
-            EndpointError: on_endpoint_error,
+            HTTPException: on_error,
+            EndpointError: on_error,
             ClientDisconnect: on_hung_up,
         },
     )

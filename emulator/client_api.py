@@ -13,6 +13,7 @@ from emulator.dispatch import Endpoint
 from emulator.jobs import Job, Policy, Status
 from emulator.web import ENDPOINT_ID, MB, Handler, load, read_body, refuse, reply, unless_hung_up
 
+SHUTTING_DOWN = "the emulator is shutting down"
 RUN_BYTES, RUNSYNC_BYTES = 10 * MB, 20 * MB
 WAIT_MS, DEFAULT_WAIT_MS = (1_000, 300_000), 90_000
 WEEK_MS = 7 * 24 * 3600 * 1000
@@ -107,14 +108,13 @@ class ClientApi:
 
     def _route(self, path: str, handler: Handler, methods: list[str]) -> Route:
         async def authorized(request: Request) -> Response:
-            self.authorize(request)
-            if self.endpoint.closing:
-                refuse(503, "the emulator is shutting down")
+            self.admit(request)
             return await handler(request)
 
         return Route(f"/v2/{ENDPOINT_ID}{path}", authorized, methods=methods)
 
-    def authorize(self, request: Request) -> None:
+    def admit(self, request: Request) -> None:
+        """Refuse a request without the right key, and any while the emulator shuts down."""
         key = request.headers.get("authorization", "").strip()
         scheme, _, token = key.partition(" ")
         if scheme.lower() == "bearer":
@@ -123,6 +123,8 @@ class ClientApi:
             refuse(401, "the Authorization header is missing or empty: send 'Bearer <api key>'")
         if self.api_key and not hmac.compare_digest(key.encode(), self.api_key.encode()):
             refuse(401, "the Authorization header does not hold this endpoint's API key")
+        if self.endpoint.closing:
+            refuse(503, SHUTTING_DOWN)
 
 
 def _number(text: str | None) -> Any:

@@ -85,6 +85,7 @@ def examples(url: str, example_input: dict[str, Any], *, with_key: bool) -> str:
     needs = "These need RUNPOD_API_KEY set to the key of --api-key.\n" if with_key else ""
     return f"""\
 ready: {url}
+for OpenAI's clients: base_url={url}/openai/v1
 {needs}
 One answer:
 

@@ -1,4 +1,4 @@
-"""What both HTTP faces share: JSON bodies and replies, errors, clients that hang up."""
+"""What the HTTP faces share: JSON bodies and replies, errors, clients that hang up."""
 
 import asyncio
 import json
@@ -103,8 +103,11 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-async def on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def explain(request: Request, error: Exception) -> tuple[int, str]:
+    """The HTTP status of what a face raised, and a sentence about it."""
+    if not isinstance(error, HTTPException):
+        found = (ERROR_STATUS[c] for c in type(error).__mro__ if c in ERROR_STATUS)
+        return next(found, 500), str(error)
     sentence, path = error.detail, request.url.path
     if sentence == "Not Found":
         parts = path.split("/")
@@ -113,12 +116,12 @@ async def on_http_error(request: Request, error: Exception) -> Response:
             sentence = f"endpoint {parts[2]!r} does not exist: there is only {ENDPOINT_ID!r}"
     elif sentence == "Method Not Allowed":
         sentence = f"{request.method} is not allowed on {path}"
-    return reply({"error": sentence}, error.status_code)
+    return error.status_code, sentence
 
 
-async def on_endpoint_error(_: Request, error: Exception) -> Response:
-    status = next((ERROR_STATUS[c] for c in type(error).__mro__ if c in ERROR_STATUS), 500)
-    return reply({"error": str(error)}, status)
+async def on_error(request: Request, error: Exception) -> Response:
+    status, sentence = explain(request, error)
+    return reply({"error": sentence}, status)
 
 
 async def on_hung_up(_: Request, __: Exception) -> Response:

@@ -207,8 +207,9 @@ class Supervisor:
             "no_proxy": no_proxy,
             "PYTHONUNBUFFERED": "1",
         }
-        # The SDK's checks of disk, memory and the way to the internet are made for data centres.
-        defaults = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_LOG_LEVEL": "INFO"}
+        # The SDK's checks of disk, memory and the way to the internet are made for data centres;
+        # below WARN it logs every step of every job.
+        defaults = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_LOG_LEVEL": "WARN"}
         if "RUNPOD_DEBUG_LEVEL" in os.environ:
             del defaults["RUNPOD_LOG_LEVEL"]
         return extra | {k: v for k, v in defaults.items() if k not in os.environ}

@@ -63,7 +63,10 @@ def worker_environment(**variables: str) -> dict[str, str]:
             {
                 "kv_cache_memory_bytes": 256 << 20,
                 # The tiny model would fill a JSON answer with line breaks.
-                "structured_outputs_config": {"disable_any_whitespace": True},
+                "structured_outputs_config": {
+                    "backend": "xgrammar",
+                    "disable_any_whitespace": True,
+                },
             }
         ),
         "PYTHONUNBUFFERED": "1",
@@ -194,11 +197,11 @@ def endpoint(
         line = eventually(lambda: output.find("listening on "), 30, "the emulator's first line")
         served = Endpoint(process, output, line.split("listening on ")[1].strip())
         eventually(
-            lambda: served.ready() or process.poll() is not None,
+            lambda: served.ready() or output.find("exited with code") or process.poll() is not None,
             START,
             "a worker that takes jobs",
         )
-        assert process.poll() is None, output.text()
+        assert served.ready(), output.text()
         try:
             yield served
         finally:

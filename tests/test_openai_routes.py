@@ -36,6 +36,7 @@ def streamed(local: Endpoint, job_input: dict[str, Any]) -> list[str]:
 def test_the_list_of_models(local: Endpoint) -> None:
     models = answer(local, call("/v1/models"))
     assert [model["id"] for model in models["data"]] == [MODEL]
+    assert answer(local, call(f"/v1/models/{MODEL}")) == models["data"][0]
 
 
 def test_chat_normal_and_streamed_are_the_same_text(local: Endpoint) -> None:
@@ -88,6 +89,7 @@ def test_structured_output_and_tools(local: Endpoint) -> None:
         (call("/v1/completions", COMPLETION | {"model": "nope"}), 404, "nope"),
         (call("/v1/completions", COMPLETION | {"max_tokens": 10**6}), 400, "max_tokens"),
         (call("/v1/embeddings", {"input": "x"}), 404, None),
+        (call("/v1/models/nope"), 404, "nope is not served"),
         (call("/metrics"), 404, "not served"),
         (call("/sleep", {"level": 1}), 404, "not served"),
         (call("/v1/load_lora_adapter", {"lora_name": "x"}), 404, "not served"),
@@ -96,7 +98,7 @@ def test_structured_output_and_tools(local: Endpoint) -> None:
         (call("/v1/completions"), 405, "takes POST"),
         ({"route": "/v1/models", "method": "DELETE"}, 405, "takes GET"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_errors_keep_openais_body_and_status(
     local: Endpoint, job_input: dict[str, Any], code: int, words: str | None

@@ -76,7 +76,7 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
     ("name", "value", "allowed"),
     [
         ("MODE_TO_RUN", "Serverles", "must be 'serverless', 'pod', 'both', 'api' or 'rpc'"),
-        ("MODE_TO_RUN", "api", "not in this build yet"),
+        ("MODE_TO_RUN", "rpc", "not in this build yet"),
         ("CONCURRENCY_MODIFIER", "0", "a whole number from 1 to 4096"),
         ("CONCURRENCY_MODIFIER", "many", "a whole number from 1 to 4096, or auto"),
         ("MAX_MODEL_LEN", "1.5", "integer"),

@@ -23,6 +23,10 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
         from worker import serverless
 
         return serverless.serve(settings)
+    if settings.mode_to_run == "api":
+        from worker import api
+
+        return api.serve(settings)
     return asyncio.run(_pod(settings, environment))
 
 

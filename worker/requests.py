@@ -119,7 +119,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class RouteCall:
-    """A call to one of the engine's own HTTP routes; `body` is None for GET."""
+    """A call to one of the engine's own HTTP routes; `body` is None where there is none."""
 
     route: str
     method: str
@@ -158,12 +158,9 @@ ROUTE_KEYS = {"openai_route", "openai_input", "route", "sampling_params", "strea
 def _route_call(job_input: dict[str, Any]) -> RouteCall:
     """worker-vllm's shapes, in the order in which that worker looks for them."""
     if "openai_route" in job_input or "openai_input" in job_input:
-        body = _object_or_none(job_input, "openai_input") or None
-        return RouteCall(
-            _text(job_input, "openai_route", "/v1/chat/completions"),
-            "POST" if body else "GET",
-            body,
-        )
+        body = _object_or_none(job_input, "openai_input")
+        route = _text(job_input, "openai_route", "/v1/chat/completions")
+        return RouteCall(route, "GET" if body is None else "POST", body)
     if "route" in job_input:
         body = _object_or_none(job_input, "body")
         method = _text(job_input, "method", "POST" if body else "GET").upper()

@@ -25,14 +25,33 @@ ALLOWED = {
 """Inference and model listing; never an engine's routes for administration."""
 
 
+MODEL = "/v1/models/"
+"""What a model's id follows; the engine itself has no such route."""
+
+
 def refusal(route: str, method: str) -> dict[str, Any] | None:
     """OpenAI's error object for a call that is not allowed, or None for one that is."""
-    if route not in ALLOWED:
+    wanted = "GET" if route.startswith(MODEL) else ALLOWED.get(route)
+    if wanted is None:
         known = ", ".join(ALLOWED)
         return error_object(404, f"route {route} is not served; allowed are {known}")
-    if method != ALLOWED[route]:
-        return error_object(405, f"route {route} takes {ALLOWED[route]}, not {method}")
+    if method != wanted:
+        return error_object(405, f"route {route} takes {wanted}, not {method}")
     return None
+
+
+async def model(name: str, engine: Engine) -> dict[str, Any]:
+    """OpenAI's object of the model `name`.
+
+    Raises:
+        EngineRefusal: the engine serves no such model.
+    """
+    listed = (await engine.client.get("/v1/models")).json()["data"]
+    found = next((entry for entry in listed if entry["id"] == name), None)
+    if found is None:
+        names = ", ".join(entry["id"] for entry in listed)
+        raise EngineRefusal(error_object(404, f"model {name} is not served; there is {names}"))
+    return dict(found)
 
 
 def error_object(code: int, message: str) -> dict[str, Any]:
@@ -54,6 +73,9 @@ async def call(request: RouteCall, engine: Engine) -> AsyncGenerator[Any, None]:
     """
     if error := refusal(request.route, request.method):
         raise EngineRefusal(error)
+    if request.route.startswith(MODEL):
+        yield await model(request.route.removeprefix(MODEL), engine)
+        return
     body = request.body
     if body is not None and "model" not in body:
         body = {**body, "model": engine.model_name}
@@ -66,7 +88,10 @@ async def call(request: RouteCall, engine: Engine) -> AsyncGenerator[Any, None]:
                 yield events
         else:
             await response.aread()
-            yield response.json()
+            answer = response.json()
+            if answer.get("error"):  # of a response object: the SDK would spoil it
+                raise EngineRefusal(_error_of(response))
+            yield answer
 
 
 async def whole_events(response: httpx.Response) -> AsyncGenerator[str, None]:

@@ -23,6 +23,7 @@ from worker.errors import SettingsError
 
 Mode = Literal["serverless", "pod", "both", "api", "rpc"]
 EngineName = Literal["auto", "vllm", "llama.cpp", "openllm", "mlc", "tabby", "remote"]
+Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
@@ -47,9 +48,9 @@ def _json_object(value: object) -> object:
 
 
 def _mode_in_this_build(mode: Mode) -> Mode:
-    if mode in {"api", "rpc"}:
+    if mode == "rpc":
         raise ValueError(
-            "this mode is not in this build yet; allowed are 'serverless', 'pod' and 'both'"
+            "this mode is not in this build yet; allowed are 'serverless', 'pod', 'both' and 'api'"
         )
     return mode
 
@@ -67,7 +68,7 @@ class Settings(BaseSettings):
 
     mode_to_run: Annotated[Mode, AfterValidator(_mode_in_this_build)] = Field(
         "pod",
-        description="what runs: `serverless`, `pod` or `both`; `api` and `rpc` are not built yet",
+        description="what runs: `serverless`, `pod`, `both` or `api`; `rpc` is not built yet",
     )
     model_revision: str | None = Field(
         None, description="a branch, tag or commit of it; the same as `MODEL=org/name@revision`"
@@ -98,6 +99,19 @@ class Settings(BaseSettings):
     job_timeout: Seconds = Field(600, description="seconds that a job may run")
     shutdown_timeout: Seconds = Field(
         30, description="seconds from SIGTERM until the worker has ended"
+    )
+    host: str = Field("0.0.0.0", description="`api`: the address to bind, once there is a key")
+    port: Port = Field(8000, description="`api`: the port")
+    port_health: Port | None = Field(
+        None, description="`api`: the port of /ping; `PORT` when unset"
+    )
+    api_key: SecretStr | None = Field(
+        None, description="`api`: the bearer key; without one only this machine is served"
+    )
+    platform_auth: bool = Field(
+        False,
+        description="`api`: `true` where the platform checks every request (Runpod's load "
+        "balancer), so that `HOST` is bound without a key",
     )
     public_key: str | None = Field(None, description="`pod`, `both`: the ssh key that may log in")
     jupyter_password: SecretStr | None = Field(

@@ -25,6 +25,7 @@ def test_url_first_then_examples_that_work_as_they_stand(
 ) -> None:
     emulator = start_emulator("--", *raw_worker).ready()
     assert emulator.out.startswith(f"listening on {emulator.url}\n")
+    assert f"base_url={emulator.url}/openai/v1\n" in emulator.out.partition("curl")[0]
     commands = [part for part in emulator.out.split("\n\n") if "curl" in part]
     one_answer, stream = commands
     shell = shutil.which("bash") or "sh"
@@ -169,6 +170,28 @@ def test_api_key_is_asked_for_and_not_shown(start_emulator: Start) -> None:
     assert "jobs" in emulator.call("GET", "health", key="s3cret")
     assert "s3cret" not in emulator.out + emulator.err
     assert "Bearer $RUNPOD_API_KEY" in emulator.out
+
+
+@pytest.mark.parametrize(
+    ("own", "shown"),
+    [
+        ({}, "WARN/"),
+        ({"RUNPOD_LOG_LEVEL": "TRACE"}, "TRACE/"),
+        ({"RUNPOD_DEBUG_LEVEL": "INFO"}, "/INFO"),
+    ],
+)
+def test_log_level_of_the_sdk(
+    start_emulator: Start,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+    own: dict[str, str],
+    shown: str,
+) -> None:
+    for name in ("RUNPOD_LOG_LEVEL", "RUNPOD_DEBUG_LEVEL"):
+        monkeypatch.delenv(name, raising=False)
+    tell = "echo level=$RUNPOD_LOG_LEVEL/$RUNPOD_DEBUG_LEVEL; exec sleep 1000"
+    emulator = start_emulator("--", "sh", "-c", tell, environment=own)
+    eventually(lambda: f"worker-1 | level={shown}\n" in emulator.err)
 
 
 def refused(*arguments: str) -> str:

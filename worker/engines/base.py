@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 
@@ -50,14 +50,15 @@ class Engine(Protocol):
     model_name: str
     """The name that clients use."""
 
-    app: App
-    """The engine's OpenAI-compatible ASGI app, once it is warm."""
-
     client: httpx.AsyncClient
     """Calls `app`, or the server that stands behind it, by its paths such as /v1/models."""
 
     phases: dict[str, float]
     """Seconds that each phase of the start took."""
+
+    @property
+    def app(self) -> App:
+        """The engine's OpenAI-compatible ASGI app, once it is warm."""
 
     def load(self) -> None:
         """Load the model. Blocks for seconds to minutes; call it in a thread.
@@ -65,6 +66,9 @@ class Engine(Protocol):
         Raises:
             EngineStartError: in one sentence, why it did not start.
         """
+
+    def describe(self) -> dict[str, Any]:
+        """The OpenAPI description of `app`."""
 
     async def warm_up(self) -> None:
         """Build the app and generate a little, on the event loop that will serve."""

@@ -8,6 +8,7 @@ import difflib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from worker.engines.asgi import StreamingASGITransport
+from worker.engines.asgi import App, StreamingASGITransport
 from worker.engines.base import Delta, Usage
 from worker.errors import BadRequest, EngineDead, EngineError, EngineStartError, SettingsError
 from worker.requests import DEFAULT_MAX_TOKENS, Options, Request
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Iterator
 
+    from fastapi import FastAPI
     from vllm import SamplingParams
     from vllm.config import VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -108,6 +110,7 @@ class VllmEngine:
         self._folder = folder
         self._llm: AsyncLLM | None = None
         self._args: Namespace
+        self._app: FastAPI
         self._defaults: dict[str, Any] = {}
 
     def load(self) -> None:
@@ -126,15 +129,24 @@ class VllmEngine:
         self._report_fit(config)
         self._defaults = config.model_config.get_diff_sampling_param()
 
+    @property
+    def app(self) -> App:
+        return self._app
+
+    def describe(self) -> dict[str, Any]:
+        description: dict[str, Any] = self._app.openapi()
+        return description
+
     async def warm_up(self) -> None:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
 
         llm = self._running()
         tasks = await llm.get_supported_tasks()
+        self._args.model = self.model_name
         app = build_app(self._args, tasks, llm.model_config)
         await init_app_state(llm, app.state, self._args, tasks)
-        self.app = app
+        self._app = app
         self.client = httpx.AsyncClient(
             transport=StreamingASGITransport(app), base_url="http://engine", timeout=None
         )
@@ -321,7 +333,8 @@ def _parsed(settings: Settings) -> Namespace:
 
     class Parser(FlexibleArgumentParser):  # type: ignore[misc]
         def error(self, message: str) -> Any:
-            raise SettingsError([f"ENGINE_ARGS: {message}"])
+            sentence = re.sub(r" \[type=.*", "", " ".join(message.split()))
+            raise SettingsError([f"ENGINE_ARGS: {sentence}"])
 
     arguments = ["--served-model-name", settings.served_model_name or settings.model]
     if settings.mode_to_run != "api":
