@@ -22,7 +22,7 @@ def main() -> int:
         return engine
 
     engines.start = start_with_probe
-    return __main__.main(lambda: modes.run(settings.load(), os.environ))
+    return __main__.main(lambda: modes.run(settings.load(os.environ), os.environ))
 
 
 if __name__ == "__main__":

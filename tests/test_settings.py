@@ -24,7 +24,7 @@ def problems(monkeypatch: pytest.MonkeyPatch, **variables: str) -> list[str]:
     for name, value in (QUEUE | variables).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError) as caught:
-        load()
+        load(os.environ)
     return caught.value.problems
 
 
@@ -56,7 +56,7 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    settings = load()
+    settings = load(os.environ)
     assert settings.model == "org/name@v1"
     assert settings.concurrency_modifier == "auto"
     assert settings.max_model_len == 2048
@@ -68,8 +68,29 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (QUEUE | {"MAX_MODEL_LEN": "", "HF_TOKEN": ""}).items():
         monkeypatch.setenv(name, value)
-    assert load().max_model_len == 25000
-    assert load().hf_token is None
+    assert load(os.environ).max_model_len == 25000
+    assert load(os.environ).hf_token is None
+
+
+def test_worker_vllms_names_are_read_and_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = QUEUE | {
+        "MODEL": "org/ours",
+        "MODEL_NAME": "org/theirs",
+        "CONCURRENCY_MODIFIER": "1",
+        "MAX_CONCURRENCY": "30",
+        "OPENAI_SERVED_MODEL_NAME_OVERRIDE": "gpt",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    settings = load(os.environ)
+    assert settings.model == "org/theirs"
+    assert settings.concurrency_modifier == 30
+    assert settings.served_model_name == "gpt"
+
+
+def test_a_problem_names_the_variable_that_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    [problem] = problems(monkeypatch, MAX_CONCURRENCY="many")
+    assert problem.startswith("MAX_CONCURRENCY=many: must be a whole number")
 
 
 @pytest.mark.parametrize(
@@ -117,8 +138,8 @@ def test_every_problem_is_listed_before_anything_heavy_is_imported() -> None:
         "JOB_TIMEOUT": "x",
     }
     script = (
-        "import sys; from worker import __main__, modes, settings;"
-        "code = __main__.main(lambda: modes.run(settings.load(), {}));"
+        "import os, sys; from worker import __main__, modes, settings;"
+        "code = __main__.main(lambda: modes.run(settings.load(os.environ), {}));"
         "print(code, [m for m in ('vllm', 'torch', 'runpod', 'transformers') if m in sys.modules])"
     )
     ran = subprocess.run(

@@ -53,7 +53,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def container(context: typer.Context) -> None:
     """Run what MODE_TO_RUN says. README.md lists the variables."""
     if context.invoked_subcommand is None:
-        sys.exit(main(lambda: modes.run(settings.load(), os.environ)))
+        sys.exit(main(lambda: modes.run(settings.load(os.environ), os.environ)))
 
 
 @cli.command("try")
@@ -74,7 +74,7 @@ def try_out(
         "answerType": "stream" if stream else "normal",
         "options": _json(options),
     }
-    sys.exit(main(lambda: tryout.run(settings.load(), job_input, reload=reload)))
+    sys.exit(main(lambda: tryout.run(settings.load(os.environ), job_input, reload=reload)))
 
 
 def main(run: Callable[[], int]) -> int:

@@ -4,6 +4,7 @@ Runpod's own variables (RUNPOD_*) belong to its SDK and are read there.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -148,24 +149,35 @@ class Settings(BaseSettings):
         return url
 
 
-def load() -> Settings:
+ALSO_READ = {
+    "MODEL_NAME": "model",
+    "MAX_CONCURRENCY": "concurrency_modifier",
+    "OPENAI_SERVED_MODEL_NAME_OVERRIDE": "served_model_name",
+}
+"""worker-vllm's names. They win, since an image sets ours but never theirs."""
+
+
+def load(environment: Mapping[str, str]) -> Settings:
     """Read the environment.
 
     Raises:
         SettingsError: with every problem found, each a line that names the variable,
             its value (unless it is a secret) and what is allowed.
     """
+    theirs = {name: field for name, field in ALSO_READ.items() if environment.get(name)}
     try:
-        return Settings()
+        return Settings(**{field: environment[name] for name, field in theirs.items()})
     except ValidationError as error:
-        raise SettingsError([_one_line(problem) for problem in error.errors()]) from None
+        names = {field: name for name, field in theirs.items()}
+        raise SettingsError([_one_line(problem, names) for problem in error.errors()]) from None
 
 
-def _one_line(problem: Any) -> str:
+def _one_line(problem: Any, names: dict[str, str]) -> str:
     field = str(problem["loc"][0])
+    name = names.get(field, field.upper())
     message = problem["msg"].removeprefix("Value error, ")
     message = message.replace("Input should be", "must be")
     value = problem["input"]
     if value is None or "SecretStr" in str(Settings.model_fields[field].annotation):
-        return f"{field.upper()}: {message}"
-    return f"{field.upper()}={value if isinstance(value, str) else json.dumps(value)}: {message}"
+        return f"{name}: {message}"
+    return f"{name}={value if isinstance(value, str) else json.dumps(value)}: {message}"
