@@ -166,7 +166,8 @@ def load(environment: Mapping[str, str]) -> Settings:
     """
     theirs = {name: field for name, field in ALSO_READ.items() if environment.get(name)}
     try:
-        return Settings(**{field: environment[name] for name, field in theirs.items()})
+        given: dict[str, Any] = {field: environment[name] for name, field in theirs.items()}
+        return Settings(**given)
     except ValidationError as error:
         names = {field: name for name, field in theirs.items()}
         raise SettingsError([_one_line(problem, names) for problem in error.errors()]) from None
