@@ -6,7 +6,7 @@ PORT ?= 8008
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 
-.PHONY: help setup run test lint
+.PHONY: help setup run test lint image-test
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -20,6 +20,10 @@ run: setup ## a local Runpod endpoint with a real worker and the bundled model; 
 
 test: setup ## the whole test suite
 	@$(BIN)/python -m pytest
+
+image-test: setup ## build the images and run them in every mode; needs root, and podman or Debian
+	@TORCH_INDEX="$(TORCH_INDEX)" sh tests/image/setup.sh
+	@$(BIN)/python -m pytest -o addopts="-ra --strict-markers" tests/image
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

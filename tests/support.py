@@ -62,6 +62,8 @@ def worker_environment(**variables: str) -> dict[str, str]:
         "ENGINE_ARGS": json.dumps(
             {
                 "kv_cache_memory_bytes": 256 << 20,
+                "enable_auto_tool_choice": True,
+                "tool_call_parser": "hermes",
                 # The tiny model would fill a JSON answer with line breaks.
                 "structured_outputs_config": {
                     "backend": "xgrammar",

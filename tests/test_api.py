@@ -2,12 +2,9 @@
 
 import asyncio
 import json
-import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import openai
@@ -33,7 +30,6 @@ ARGS = json.dumps(
     {
         "kv_cache_memory_bytes": 256 << 20,
         "max_num_seqs": 40,
-        "override_generation_config": {"max_new_tokens": 16},
     }
 )
 
@@ -223,22 +219,6 @@ async def test_overload_is_told_and_not_piled_up(served: Served) -> None:
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert refused.headers["Retry-After"] == "1"
     assert refused.json()["error"]["type"] == "RateLimitError"
-
-
-@pytest.mark.timeout(900)
-def test_2000_generated_requests_find_no_server_error(served: Served) -> None:
-    command = [
-        *(str(Path(sys.executable).parent / "schemathesis"), "run", f"{served.url}/openapi.json"),
-        *("--header", f"Authorization: Bearer {KEY}", "--checks", "not_a_server_error"),
-        *("--phases", "fuzzing", "--max-examples", "700", "--workers", "4", "--seed", "1"),
-        *("--request-timeout", "60", "--no-color"),
-    ]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=850)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    generated = re.search(r"(\d+) generated, (\d+) passed", ran.stdout)
-    assert generated
-    assert int(generated[1]) == int(generated[2]) >= 2000
-    assert served.ping() == 200
 
 
 def test_sigterm_drains(served: Served) -> None:

@@ -135,9 +135,8 @@ class Engine:
         self, image: str, *options: str, command: tuple[str, ...] = ()
     ) -> Iterator["Container"]:
         """A container that runs until the block ends."""
-        health = ("--no-healthcheck",)
-        name = self("create", *health, *options, image, *command).strip().splitlines()[-1]
-        container = Container(self, name)
+        created = self("create", "--no-healthcheck", *options, image, *command)
+        container = Container(self, created.split()[-1])
         try:
             container.start()
             yield container
@@ -211,7 +210,8 @@ class Container:
         return self.wait(), took
 
     def remove(self) -> None:
-        self.engine("rm", "--force", "--time", "0", self.name)
+        at_once = ("--time", "0") if self.engine.name == "podman" else ()
+        self.engine("rm", "--force", *at_once, self.name)
         self._process.wait(30)
         self._reader.join()
         self.engine.logs.append(self.text())

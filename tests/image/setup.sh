@@ -7,7 +7,6 @@ set -eu
 cd "$(dirname "$0")/../.."
 
 cache=$PWD/.cache/image
-torch_index=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
 root=localhost/tripod-test/root
 base=localhost/tripod-test/base
 
@@ -20,7 +19,6 @@ skip() {
 }
 
 mkdir -p "$cache"
-printf "*\n" >.cache/.gitignore
 rm -f "$cache/skip"
 
 # ---- the engine: docker if one answers, else podman with a configuration and storage of its own
@@ -48,6 +46,9 @@ default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]
 runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+lock_type = "file"
+tmp_dir = "$cache/run/libpod"
+image_copy_tmp_dir = "$cache/run"
 CONF
     cat >"$cache/storage.conf" <<CONF
 [storage]
@@ -58,6 +59,8 @@ CONF
     export CONTAINERS_CONF="$cache/containers.conf" CONTAINERS_STORAGE_CONF="$cache/storage.conf"
     podman info >/dev/null 2>"$cache/podman.log" ||
         skip "podman does not work here: $(tail -n 1 "$cache/podman.log")"
+    # What an interrupted run left, and images that later builds have replaced.
+    { podman rm --all --force --time 0 && podman image prune --force; } >/dev/null
 fi
 printf '%s\n' "$engine" >"$cache/engine"
 
@@ -71,14 +74,15 @@ if ! cmp -s tests/image/tools.txt "$cache/tools/installed"; then
     rm -rf "$cache/tools"
     "$python" -m venv "$cache/tools"
     "$cache/tools/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
-        -r tests/image/tools.txt
+        -r tests/image/tools.txt 2>"$cache/tools.log" ||
+        stop "the tools could not be installed: see $cache/tools.log"
     cp tests/image/tools.txt "$cache/tools/installed"
 fi
 
 # ---- wheels, fetched with pip as this machine has it configured; the builds see only this folder
 
-pins="requirements/cpu.txt requirements/image.txt"
-wanted=$(cat $pins tests/image/Dockerfile.base tests/image/setup.sh | cksum)
+pins() { sort -u requirements/cpu.txt requirements/image.txt; }
+wanted=$({ pins; cat tests/image/Dockerfile.base tests/image/setup.sh; } | cksum)
 if [ "$(cat "$cache/base/built-$engine" 2>/dev/null)" = "$wanted" ] &&
     $engine image inspect $base >/dev/null 2>&1; then
     say "nothing to do ($engine, $base)"
@@ -98,19 +102,19 @@ fi
 
 fetch() {
     "$python" -m pip download --quiet --disable-pip-version-check --no-deps \
-        --dest "$context/wheels" "$@" 2>>"$cache/wheels.log"
+        --only-binary :all: --dest "$context/wheels" "$@" 2>>"$cache/wheels.log"
 }
 : >"$cache/wheels.log"
 torch=$(grep '^torch==' requirements/cpu.txt)
-say "fetching $(cat $pins | sort -u | grep -c ==) wheels (650 MB)"
-fetch "$torch" || fetch "$torch" --index-url "$torch_index" ||
+say "fetching $(pins | grep -c ==) wheels (650 MB)"
+fetch "$torch" || fetch "$torch" --index-url "${TORCH_INDEX-}" ||
     stop "$torch could not be fetched: see $cache/wheels.log"
-cat $pins | grep -v '^torch==' | sort -u >"$cache/wheels.txt"
+pins | grep -v '^torch==' >"$cache/wheels.txt"
 fetch -r "$cache/wheels.txt" "$(grep '^uv==' requirements/dev.txt)" ||
     stop "the wheels could not be fetched: see $cache/wheels.log"
 
 if [ -n "${debian-}" ]; then
-    wait $debian || stop "mmdebstrap failed: see $cache/root.log"
+    wait "$debian" || stop "mmdebstrap failed: see $cache/root.log"
     podman import --quiet "$cache/root.tar" $root >/dev/null
     rm "$cache/root.tar"
 fi
