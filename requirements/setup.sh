@@ -3,9 +3,9 @@
 # Run by `make setup`; does nothing when .venv already holds what the pins ask for.
 set -eu
 
-pins="requirements/cpu.txt requirements/dev.txt"
 stamp=.venv/.installed
-wanted=$(cat $pins requirements/setup.sh | cksum)
+pins() { cat requirements/cpu.txt requirements/dev.txt; }
+wanted=$({ pins; cat requirements/setup.sh; } | cksum)
 
 say() { printf 'setup: %s\n' "$*"; }
 stop() { printf 'setup: %s\n' "$*" >&2; exit 1; }
@@ -20,6 +20,7 @@ command -v "$PYTHON" >/dev/null 2>&1 || stop "$PYTHON is missing: install Python
 "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || stop "$PYTHON has no venv module: install it (on Debian: apt-get install python3.11-venv)"
 [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] || stop "vLLM's CPU build runs on Linux x86-64 only, and this is $(uname -s) $(uname -m)"
 grep -qw avx2 /proc/cpuinfo || stop "vLLM's CPU build needs a processor with AVX2"
+"$PYTHON" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || stop "vLLM's CPU build needs libnuma: install it (on Debian: apt-get install libnuma1)"
 free_mb=$(df -Pm . | awk 'NR == 2 { print $4 }')
 [ "$free_mb" -gt 4000 ] || stop "the environment needs 4 GB of disk, and $free_mb MB are free here"
 
@@ -41,12 +42,11 @@ if ! pip install --quiet --no-deps "$torch" 2>.venv/torch.log; then
     }
 fi
 
-say "installing $(cat $pins | sort -u | grep -c '==') pinned packages"
+say "installing $(pins | sort -u | grep -c '==') pinned packages"
 pip install --quiet "$(grep '^uv==' requirements/dev.txt)"
 # The pins are complete and leave packages out on purpose, so nothing is resolved here.
-set --
-for file in $pins; do set -- "$@" -r "$file"; done
-.venv/bin/uv pip install --python .venv/bin/python --no-deps "$@" || stop "the packages above could not be installed"
+.venv/bin/uv pip install --python .venv/bin/python --no-deps \
+    -r requirements/cpu.txt -r requirements/dev.txt || stop "the packages above could not be installed"
 
 printf '%s' "$wanted" >$stamp
 say "done"
