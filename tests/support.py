@@ -77,7 +77,7 @@ def worker_environment(**variables: str) -> dict[str, str]:
 
 
 WORKER = [sys.executable, "-m", "worker"]
-PROBED_WORKER = [sys.executable, str(ROOT / "tests" / "probed_worker.py")]
+PROBED_WORKER = [sys.executable, "-m", "tests.probed_worker"]
 
 
 class Output:

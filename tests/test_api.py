@@ -203,6 +203,15 @@ async def test_64_streams_complete_and_clients_that_go_away_free_the_engine(serv
     assert served.metric("tripod_requests_in_flight") == 0
 
 
+@pytest.mark.parametrize("path", ["/completion", "/v1/completions"])
+def test_a_client_that_does_not_wait_frees_its_request(served: Served, path: str) -> None:
+    body = {"prompt": "x", "n_predict": 1900, "max_tokens": 1900, "ignore_eos": True}
+    with pytest.raises(httpx.ReadTimeout):
+        served.http.post(path, json=body, timeout=0.3)
+    eventually(lambda: served.metric("vllm:num_requests_running") == 0, 3, "an idle engine")
+    assert served.metric("tripod_requests_in_flight") == 0
+
+
 async def test_overload_is_told_and_not_piled_up(served: Served) -> None:
     limits = httpx.Limits(max_connections=200)
     body = {"prompt": "x", "max_tokens": 400, "ignore_eos": True}

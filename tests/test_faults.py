@@ -41,8 +41,13 @@ def test_a_killed_engine_fails_its_jobs_and_the_worker_is_replaced() -> None:
         jobs = [
             served.run({"prompt": CODE, "answerType": "stream", "options": LONG}) for _ in range(4)
         ]
+        chat = {"messages": [{"role": "user", "content": "Hello"}], "stream": True, **LONG}
+        jobs.append(served.run({"openai_route": "/v1/chat/completions", "openai_input": chat}))
+        chat = chat | {"stream": False}
         for job in jobs:
             next(served.stream(job))
+        jobs.append(served.run({"openai_route": "/v1/chat/completions", "openai_input": chat}))
+        eventually(lambda: served.status(jobs[-1])["status"] == "IN_PROGRESS", 10, "the start")
         engine = engine_processes(worker["pid"])
         assert engine
         engine[0].kill()

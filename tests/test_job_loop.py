@@ -57,7 +57,6 @@ async def rig() -> AsyncIterator[Rig]:
                 **served.environment(),
                 CONCURRENCY_MODIFIER="64",
                 PROBE=str(probe.path),
-                PYTHONPATH=".",
                 SHUTDOWN_TIMEOUT="20",
             )
             process, output = start(PROBED_WORKER, environment)

@@ -11,7 +11,7 @@ from tests.support import START, eventually, left, start, stop
 
 
 def test_make_run_prints_commands_that_work_and_ctrl_c_leaves_nothing() -> None:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RUNPOD_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RUNPOD_", "MAKE"))}
     process, output = start(["make", "run", "PORT=0"], environment)
     try:
         eventually(

@@ -30,7 +30,8 @@ def test_the_table_of_commands_is_that_of_make() -> None:
 
 
 def test_setup_has_nothing_to_do_the_second_time() -> None:
-    ran = subprocess.run(["make", "setup"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["make", "--no-print-directory", "setup"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "setup: nothing to do"
 
 

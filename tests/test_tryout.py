@@ -11,7 +11,9 @@ from tests.support import ROOT, START, Output, eventually, stop, worker_environm
 
 
 def answers(output: Output) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in output.lines if line.startswith('{"text"')]
+    """The JSON lines; the question for the next prompt stands before some of them."""
+    found = (line[line.find('{"text"') :] for line in output.lines if '{"text"' in line)
+    return [json.loads(line) for line in found]
 
 
 def test_the_next_job_uses_the_edited_code_and_the_loaded_engine(tmp_path: Path) -> None:

@@ -23,11 +23,13 @@ from preload.weights import WeightsError
 from worker import engines
 from worker.chunks import Chunk
 from worker.engines.base import Engine
-from worker.errors import EngineDead, JobTimeout, SettingsError, ShuttingDown, TripodError
+from worker.errors import JobTimeout, SettingsError, ShuttingDown, TripodError
 from worker.handler import handler
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
+
+DIED = "the engine died while this job was running"
 
 DEAD_ENGINE_GRACE = 6.0
 """Seconds that jobs have to report their failure when the engine has died."""
@@ -226,15 +228,15 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
                 async for chunk in chunks:
                     running.last = chunk
                     yield chunk
-            running.outcome = "finished"
-        except EngineDead as error:
-            self._give_up()
-            running.outcome = f"failed: {error}"
+            # OpenAI's routes tell of a dead engine inside their answer.
+            running.outcome = f"failed: {DIED}" if self._engine.is_dead() else "finished"
         except TripodError as error:
-            running.outcome = f"failed: {error}"
+            running.outcome = f"failed: {DIED if self._engine.is_dead() else error}"
         except Exception as error:  # a bug in the handler must not end the worker
             log.exception("the handler raised", extra={"job": running.id})
             running.outcome = f"failed: the handler raised {type(error).__name__}: {error}"
+        if self._engine.is_dead():
+            self._give_up()
         if running.outcome != "finished":
             yield {"error": running.outcome.removeprefix("failed: ")}
 

@@ -86,6 +86,9 @@ class Engine(Protocol):
     def unfinished(self) -> int:
         """Requests that the engine still works on."""
 
+    def is_dead(self) -> bool:
+        """Whether it can serve no more."""
+
     async def died(self) -> None:
         """Return when the engine is dead, and not before."""
 

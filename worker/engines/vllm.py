@@ -185,6 +185,9 @@ class VllmEngine:
     def unfinished(self) -> int:
         return int(self._running().get_num_unfinished_requests())
 
+    def is_dead(self) -> bool:
+        return self._llm is None or self._llm.errored
+
     async def died(self) -> None:
         handler = self._running().output_handler
         assert handler is not None, "the warm-up generation starts it"
@@ -290,7 +293,7 @@ class VllmEngine:
         if isinstance(error, BadRequest | EngineError):
             return error
         if isinstance(error, EngineDeadError):
-            return EngineDead("the engine died while this job was running")
+            return EngineDead("the engine died")
         if isinstance(error, VLLMValidationError) and error.parameter == "input_tokens":
             return BadRequest(self._too_long(request, f"at least {error.value}"))
         if isinstance(error, VLLMValidationError) and error.parameter == "input_text":
