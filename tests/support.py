@@ -259,10 +259,13 @@ class Platform:
             return web.Response(status=204)
         finally:
             self.polls -= 1
-        if "batch" in request.path:
-            self.batch_sizes.append(int(request.query["batch_size"]))
-            return web.json_response(jobs)
-        return web.json_response(jobs[0])
+        size = int(request.query.get("batch_size", 1))
+        if later := jobs[size:]:
+            self.offers.put_nowait(later)
+        if "batch" not in request.path:
+            return web.json_response(jobs[0])
+        self.batch_sizes.append(size)
+        return web.json_response(jobs[:size])
 
     async def _stop(self, request: web.Request) -> web.Response:
         try:

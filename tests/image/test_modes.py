@@ -233,7 +233,7 @@ def test_serverless(engine: Engine, iteration: Built, island: Island) -> None:
         assert answer["status"] == "COMPLETED", answer
         assert answer["output"][-1]["usage"]["completion_tokens"] == 16
 
-        jobs = [endpoint.run(job(800)) for _ in range(12)]
+        jobs = [endpoint.run(job(1800)) for _ in range(12)]
         started(endpoint, jobs, worker)
         code, seconds = worker.stop(SHUTDOWN_TIMEOUT)
         assert code == 0, worker.text()
@@ -247,7 +247,7 @@ def test_serverless(engine: Engine, iteration: Built, island: Island) -> None:
         assert ended
         for answer in ended:
             assert answer["status"] == "COMPLETED", answer
-            assert answer["output"][-1]["usage"]["completion_tokens"] == 800
+            assert answer["output"][-1]["usage"]["completion_tokens"] == 1800
 
 
 def test_pod(engine: Engine, bundled: Built, iteration: Built, keys: Keys, tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_both(engine: Engine, iteration: Built, island: Island, keys: Keys) -> N
         eventually(lambda: status("/api/kernels", token) == 200, 60, worker.text)
         ssh_answers(keys, worker)
 
-        jobs = [endpoint.run(job(1800)) for _ in range(4)]
+        jobs = [endpoint.run(job(1800)) for _ in range(12)]
         started(endpoint, jobs, worker)
         assert ssh(keys.right, "echo here").stdout == "here\n"
         assert status("/api/kernels", token) == 200
