@@ -15,7 +15,7 @@ setup: ## install everything into .venv; quick when nothing changed
 	@PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" sh requirements/setup.sh
 
 run: setup ## a local Runpod endpoint with a real worker and the bundled model; PORT= to change
-	@MODE_TO_RUN=serverless MODEL=models/tiny CONCURRENCY_MODIFIER=auto \
+	@unset PORT; MODE_TO_RUN=serverless MODEL=models/tiny CONCURRENCY_MODIFIER=auto \
 		exec $(BIN)/python -m emulator --port $(PORT) -- $(BIN)/python -m worker
 
 test: setup ## the whole test suite
