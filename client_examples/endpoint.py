@@ -140,6 +140,16 @@ def finished(client: httpx.Client, job: Job) -> Job:
     return job
 
 
+def news_of(chunk: dict[str, Any], seen: int) -> str:
+    """What a chunk adds to the `seen` characters before it.
+
+    A chunk that may have come already, since the worker had to send it again, says by its
+    `offset` where its text belongs.
+    """
+    text: str = chunk["text"]
+    return text[max(0, seen - chunk.get("offset", seen)) :]
+
+
 def text_of(job: Job) -> str:
     """The whole text of a finished job. Raises Problem for one that is not COMPLETED."""
     if job["status"] != "COMPLETED":

@@ -2,7 +2,17 @@
 
 import time
 
-from endpoint import RUNNING, add_question, answer, connect, job_input, parser, run, text_of
+from endpoint import (
+    RUNNING,
+    add_question,
+    answer,
+    connect,
+    job_input,
+    news_of,
+    parser,
+    run,
+    text_of,
+)
 
 
 def main() -> None:
@@ -17,11 +27,14 @@ def main() -> None:
         policy = {"executionTimeout": args.run_limit * 1000}
         body = {"input": job_input(args, "stream"), "policy": policy}
         job = answer(client.post("/run", json=body))["id"]
+        seen = 0
         try:
             while True:
                 news = answer(client.get(f"/stream/{job}"))
                 for chunk in news["stream"]:
-                    print(chunk["output"]["text"], end="", flush=True)
+                    text = news_of(chunk["output"], seen)
+                    print(text, end="", flush=True)
+                    seen += len(text)
                 if not news["stream"]:
                     # COMPLETED is not the only end: a client that knows no other never ends.
                     if news["status"] not in RUNNING:

@@ -82,6 +82,8 @@ async def test_shutdown_timeout_ends_jobs_with_a_clear_error() -> None:
             await soon(lambda: output.find("told to stop; 1 jobs are running"), 10, "the log line")
             await soon(lambda: process.poll() is not None, 15, "the worker's end")
             assert process.returncode == 0
+            assert output.find("stuck | ✗ lost: the worker had to end before the platform took it")
+            assert output.find("jobs: 0 finished, 0 failed, 0 cancelled, 1 lost")
             await soon(lambda: not left(family), 10, "no child")
         finally:
             stop(process)

@@ -123,6 +123,19 @@ async def test_a_job_handed_out_twice_runs_once(rig: Rig) -> None:
     assert rig.output.find("handed out again")
 
 
+async def test_a_job_handed_out_after_its_end_runs_no_second_time(rig: Rig) -> None:
+    job = rig.job(max_tokens=2)
+    await rig.platform.answer(job)
+    await rig.platform.give(job)
+    await soon(lambda: rig.output.find("handed out again after its end"), 10, "the log line")
+    assert len(rig.platform.done[job["id"]]) == 1
+    failed = {"id": "to-be-retried", "input": {}}
+    await rig.platform.answer(failed)
+    await rig.platform.give({**failed, "input": {"prompt": PROMPT, "options": {"max_tokens": 2}}})
+    await soon(lambda: len(rig.platform.done["to-be-retried"]) == 2, 30, "the second answer")
+    assert "output" in rig.platform.done["to-be-retried"][1]
+
+
 async def test_a_malformed_offer_harms_no_other_job(rig: Rig) -> None:
     running = rig.job(max_tokens=200, ignore_eos=True)
     await rig.platform.give(running)
@@ -170,10 +183,16 @@ async def test_sigterm_lets_running_jobs_finish_and_takes_no_more(rig: Rig) -> N
     await rig.platform.give(*running)
     for job in running:
         await soon(lambda job=job: rig.platform.chunks.get(job["id"]), 60, "the first chunk")
+    on_its_way = rig.job(max_tokens=2)
     rig.process.send_signal(signal.SIGTERM)
+    await rig.platform.give(on_its_way)
     await soon(lambda: rig.platform.polls == 0, 5, "the end of the long poll")
+    assert "output" in await rig.platform.end_of(on_its_way["id"])
     for job in running:
         end = await rig.platform.end_of(job["id"])
         assert end["output"][-1]["finish_reason"] == "length"
     assert await asyncio.to_thread(rig.process.wait, 20) == 0
+    balance = rig.output.find("jobs: ")
+    assert balance
+    assert balance.endswith("2 cancelled, 0 lost")
     await soon(lambda: not left(family), 10, "no child is left")

@@ -7,6 +7,10 @@ TripodError
 ├── EngineRefusal      the engine's own answer in OpenAI's shape: likewise
 ├── JobTimeout         the job ran longer than it may
 ├── ShuttingDown       the worker was told to stop before the job ended
+├── DeliveryError      the platform does not take what a job produced
+│   ├── Refused            it says so
+│   ├── Undelivered        it was away for too long
+│   └── Lost               so the job's end never reached the client
 └── EngineError        the engine: nobody outside can mend it
     ├── EngineStartError   it did not start; exit code 1
     └── EngineDead         it died while serving; the worker is replaced; exit code 1
@@ -52,6 +56,22 @@ class JobTimeout(TripodError):
 
 class ShuttingDown(TripodError):
     """The worker stops, and the job did not end within SHUTDOWN_TIMEOUT seconds."""
+
+
+class DeliveryError(TripodError):
+    """The platform does not take what a job produced."""
+
+
+class Refused(DeliveryError):
+    """The platform refused it; the message is its answer."""
+
+
+class Undelivered(DeliveryError):
+    """The platform was away for longer than DELIVERY_TIMEOUT seconds."""
+
+
+class Lost(DeliveryError):
+    """The end of a job did not reach the platform."""
 
 
 class EngineError(TripodError):

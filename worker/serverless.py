@@ -1,42 +1,62 @@
-"""Runpod's job queue. The only module that imports runpod.
+"""Runpod's job queue. Only this module and stock_loop.py import runpod.
 
-The SDK's own loop looks for jobs ten times a second and waits up to a second for a freed slot;
-JobLoop replaces that with events and keeps the rest of the SDK as it is: job-take and batches,
-stop signals, pings, fitness checks, delivery, refresh.
+The SDK's own loop looks for jobs ten times a second, waits up to a second for a freed slot and
+drops what the platform does not take at once; JobLoop replaces that with events and worker.delivery
+and keeps the rest of the SDK as it is: job-take and batches, stop signals, pings, progress, fitness
+checks, refresh.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncGenerator
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any
 
 import runpod
 from runpod.http_client import AsyncClientSession, ClientSession, TooManyRequests
-from runpod.serverless.modules import rp_scale
+from runpod.serverless.modules import rp_http, rp_scale
 
 from preload.weights import WeightsError
-from worker import engines
+from worker import engines, stock_loop
 from worker.chunks import Chunk
+from worker.delivery import Delivery, Outbox
 from worker.engines.base import Engine
-from worker.errors import JobTimeout, SettingsError, ShuttingDown, TripodError
+from worker.errors import Lost, SettingsError, ShuttingDown, TripodError
 from worker.handler import handler
+from worker.jobs import DIED, Running, error_of, failure, log_outcome, until_deadline
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-DIED = "the engine died while this job was running"
-
 DEAD_ENGINE_GRACE = 6.0
 """Seconds that jobs have to report their failure when the engine has died."""
+
+TAKE_GRACE = 0.5
+"""Seconds from SIGTERM in which a job that is on its way may still arrive."""
+
+SHORTEST_POLL = 0.2
+"""Seconds between two polls of a platform that does not hold them open."""
+
+LONGEST_PAUSE = 5.0
+"""Seconds between two polls of a platform that fails."""
+
+REMEMBERED = 10_000
+"""Finished jobs whose ids are kept, so that none runs twice."""
 
 
 def serve(settings: Settings) -> int:
     """Take and answer jobs until SIGTERM (returns 0) or until the engine is dead (returns 1)."""
+    if problem := stock_loop.sdk_problem():
+        log.warning(
+            "runpod %s is not what Tripod's job loop was written for: %s; the SDK's own loop "
+            "serves instead, slower and without Tripod's delivery",
+            runpod.__version__,
+            problem,
+        )
+        return stock_loop.serve(settings)
     loops: list[JobLoop] = []
 
     def create(config: dict[str, Any]) -> JobLoop:
@@ -48,38 +68,19 @@ def serve(settings: Settings) -> int:
     return loops[0].exit_code
 
 
-@dataclass(slots=True)
-class Running:
-    """A job between its taking and the delivery of its end."""
-
-    id: str
-    deadline: float
-    too_late: TripodError
-    begin: float = field(default_factory=time.monotonic)
-    chunks: AsyncGenerator[Chunk | str, None] | None = None
-    timeout: asyncio.Timeout | None = None
-    outcome: str = "cancelled"
-    last: Chunk | str = field(default_factory=dict)
-
-    def end_at(self, when: float, error: TripodError) -> None:
-        """Let the job fail with `error` at `when` on the loop's clock, if that is sooner."""
-        if when < self.deadline:
-            self.deadline, self.too_late = when, error
-            if self.timeout:
-                self.timeout.reschedule(when)
-
-
 class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
     """The SDK's JobScaler, driven by events: a job starts when it is taken."""
 
     def __init__(self, config: dict[str, Any], settings: Settings) -> None:
-        config["handler"] = self._answer
         super().__init__(config)
         self.exit_code = 0
+        self.ended: Counter[str] = Counter()
         self._settings = settings
         self._engine: Engine
+        self._delivery: Delivery
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: dict[str, Running] = {}
+        self._finished: OrderedDict[str, None] = OrderedDict()
         self._slot_freed = asyncio.Event()
 
     def handle_shutdown(self, signum: int, frame: object) -> None:
@@ -92,8 +93,16 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
         self._loop = asyncio.get_running_loop()
         if await self._start_engine():
             async with AsyncClientSession() as session:
+                self._delivery = Delivery(
+                    session,
+                    rp_http.JOB_STREAM_URL,
+                    rp_http.JOB_DONE_URL,
+                    self._settings.delivery_timeout,
+                )
                 await self._serve(session)
             self._engine.stop()
+            kinds = ("finished", "failed", "cancelled", "lost")
+            log.info("jobs: %s", ", ".join(f"{self.ended[kind]} {kind}" for kind in kinds))
 
     async def _start_engine(self) -> bool:
         start = asyncio.create_task(engines.start(self._settings))
@@ -121,14 +130,16 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
         died = asyncio.create_task(self._engine.died())
         stop = asyncio.create_task(self._shutdown_event.wait())
         await asyncio.wait({take, died, stop}, return_when=asyncio.FIRST_COMPLETED)
-        take.cancel()
         if died.done():
             self._give_up()
             grace = DEAD_ENGINE_GRACE
         else:
             log.info("told to stop; %d jobs are running", len(self._running))
             grace = self._settings.shutdown_timeout
-        await self._drain(grace)
+        begin = asyncio.get_running_loop().time()
+        await asyncio.wait({take}, timeout=min(TAKE_GRACE, grace / 4))
+        take.cancel()
+        await self._drain(begin, grace)
         background = (take, stop_signals, died, stop)
         for task in background:
             task.cancel()
@@ -142,50 +153,81 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
         self.config["refresh_worker"] = True
         self.kill_worker()
 
-    async def _drain(self, grace: float) -> None:
+    async def _drain(self, begin: float, grace: float) -> None:
         """Let jobs end within `grace` seconds, the last of which are for delivery and clean-up."""
-        now = asyncio.get_running_loop().time()
         reserve = min(5.0, grace * 0.4)
         error = ShuttingDown(
             f"the worker was told to stop, and the job did not end within {grace - reserve:g} "
             f"of its SHUTDOWN_TIMEOUT of {grace:g} seconds"
         )
         for job in self._running.values():
-            job.end_at(now + grace - reserve, error)
+            job.end_at(begin + grace - reserve, error)
         if not self.jobs_tasks:
             return
-        _, late = await asyncio.wait(self.jobs_tasks.values(), timeout=grace - reserve / 2)
+        left = begin + grace - reserve / 2 - asyncio.get_running_loop().time()
+        _, late = await asyncio.wait(self.jobs_tasks.values(), timeout=left)
+        for job in self._running.values():
+            job.outcome = "lost: the worker had to end before the platform took it"
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
 
     async def get_jobs(self, session: ClientSession) -> None:
         """Keep one long poll open while a slot is free, and start what it brings at once."""
-        loop = asyncio.get_running_loop()
-        pause = 0.2
-        while True:
-            while (free := self.current_concurrency - len(self.jobs_tasks)) < 1:
+
+        def fetch() -> Awaitable[list[Any] | None]:
+            return self.jobs_fetcher(session, self._free_slots())  # type: ignore[no-any-return]
+
+        async for jobs in self._polls(fetch, self.jobs_fetcher_timeout, "jobs"):
+            for job in jobs:
+                self._start_job(session, job)
+            if not self.is_alive():
+                return
+            while self._free_slots() < 1:
                 self._slot_freed.clear()
                 await self._slot_freed.wait()
+
+    async def monitor_stop_signals(self, session: ClientSession) -> None:
+        """Keep one long poll open for the ids of jobs that shall be stopped."""
+
+        def fetch() -> Awaitable[list[str]]:
+            return self.stop_signals_fetcher(session)  # type: ignore[no-any-return]
+
+        async for ids in self._polls(fetch, self.stop_signals_fetcher_timeout, "stop signals"):
+            for job in ids:
+                await self.stop_job(job)
+
+    async def _polls(
+        self, fetch: Callable[[], Awaitable[list[Any] | None]], timeout: float, what: str
+    ) -> AsyncGenerator[list[Any], None]:
+        """What one long poll after the other brings, for ever, whatever the platform does."""
+        loop = asyncio.get_running_loop()
+        pause = SHORTEST_POLL
+        while True:
             begin = loop.time()
             try:
-                async with asyncio.timeout(self.jobs_fetcher_timeout):
-                    jobs = await self.jobs_fetcher(session, free) or []
+                async with asyncio.timeout(timeout):
+                    found = await fetch() or []
             except TooManyRequests:
                 await asyncio.sleep(5)
                 continue
             except TimeoutError:
                 continue
             except Exception as error:  # noqa: BLE001 - the SDK raises bare Exception for a malformed job
-                log.warning("no job could be taken: %s; trying again in %.1f s", error, pause)
+                if pause == SHORTEST_POLL:
+                    log.warning("the platform gives no %s: %s; trying again", what, error)
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, 10)
+                pause = min(pause * 2, LONGEST_PAUSE)
                 continue
-            pause = 0.2
-            for job in jobs:
-                self._start_job(session, job)
-            if not jobs:  # a platform that does not hold the poll open must not be hammered
-                await asyncio.sleep(max(0.0, begin + 0.2 - loop.time()))
+            if pause > SHORTEST_POLL:
+                pause = SHORTEST_POLL
+                log.info("the platform gives %s again", what)
+            yield found
+            if not found:
+                await asyncio.sleep(max(0.0, begin + SHORTEST_POLL - loop.time()))
+
+    def _free_slots(self) -> int:
+        return int(self.current_concurrency) - len(self.jobs_tasks)
 
     def _start_job(self, session: ClientSession, job: Any) -> None:
         if not isinstance(job, dict) or not isinstance(job.get("id"), str):
@@ -195,73 +237,76 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
         if job["id"] in self.jobs_tasks:
             log.warning("handed out again while it runs; ignored", extra={"job": job["id"]})
             return
+        if job["id"] in self._finished:
+            log.warning("handed out again after its end; ignored", extra={"job": job["id"]})
+            return
         self.jobs_tasks[job["id"]] = asyncio.create_task(self.handle_job(session, job))
 
     async def handle_job(self, session: ClientSession, job: dict[str, Any]) -> None:
         """One job from its taking to the delivery of its end, and one log line about it."""
-        now = asyncio.get_running_loop().time()
-        limit = self._settings.job_timeout
-        too_late = JobTimeout(f"the job ran longer than JOB_TIMEOUT={limit:g} seconds")
-        running = Running(job["id"], now + limit, too_late)
+        running = Running(job["id"], self._settings.job_timeout)
+        outbox = Outbox(self._delivery, running.id)
         self._running[running.id] = running
         self.job_progress.add(running.id)
         try:
-            await self.jobs_handler(session, self.config, job)
+            ended = await self._answer(job, running, outbox)
+            running.outcome = await self._finish(ended, outbox)
         except asyncio.CancelledError:
-            running.outcome = "cancelled"
-        except Exception as error:  # noqa: BLE001 - whatever the SDK lets through concerns this job alone
-            running.outcome = f"failed: {type(error).__name__} in the SDK: {error}"
+            pass  # by a stop signal, or by _drain, which has set the outcome
         finally:
-            if running.chunks:
-                await running.chunks.aclose()
             self.job_progress.remove(running.id)
             del self._running[running.id], self.jobs_tasks[running.id]
             self._slot_freed.set()
-            _log_outcome(running)
+            kind = running.outcome.partition(":")[0]
+            self.ended[kind] += 1
+            if kind == "finished":
+                self._remember(running.id)
+            log_outcome(running, outbox)
 
-    async def _answer(self, job: dict[str, Any]) -> AsyncGenerator[Chunk | str, None]:
-        """What the SDK calls: the handler, bounded in time, its errors as sentences."""
-        running = self._running[job["id"]]
-        running.chunks = handler(job, self._engine)
+    async def _answer(self, job: dict[str, Any], running: Running, outbox: Outbox) -> str:
+        """Generate and deliver chunks; returns how that ended."""
+        loop = asyncio.get_running_loop()
+        interval = self._settings.stream_interval_ms / 1000
+        first = None
+        outcome = "finished"
         try:
-            async with aclosing(_until_deadline(running)) as chunks:
+            async with aclosing(until_deadline(handler(job, self._engine), running)) as chunks:
                 async for chunk in chunks:
                     running.last = chunk
-                    yield chunk
-            # OpenAI's routes tell of a dead engine inside their answer.
-            running.outcome = f"failed: {DIED}" if self._engine.is_dead() else "finished"
-        except TripodError as error:
-            running.outcome = f"failed: {DIED if self._engine.is_dead() else error}"
-        except Exception as error:  # a bug in the handler must not end the worker
-            log.exception("the handler raised", extra={"job": running.id})
-            running.outcome = f"failed: the handler raised {type(error).__name__}: {error}"
+                    begin = loop.time()
+                    first = first or begin
+                    await outbox.send(chunk)
+                    if _may_wait(chunk):
+                        due = begin + min(interval, (begin - first) / 4)
+                        await asyncio.sleep(max(0.0, due - loop.time()))
+        except Exception as error:  # noqa: BLE001 - a bug in the handler must not end the worker
+            outcome = failure(error, running.id)
         if self._engine.is_dead():
+            # OpenAI's routes tell of a dead engine inside their answer.
+            outcome = f"failed: {DIED}"
             self._give_up()
-        if running.outcome != "finished":
-            yield {"error": running.outcome.removeprefix("failed: ")}
+        return outcome
 
-
-async def _until_deadline(running: Running) -> AsyncGenerator[Chunk | str, None]:
-    """Pass chunks on until the job's deadline; only waiting for the engine counts as running."""
-    assert running.chunks
-    while True:
+    async def _finish(self, outcome: str, outbox: Outbox) -> str:
+        """Deliver the job's end; returns how it ended in the end."""
+        stop_pod = bool(self.config.get("refresh_worker"))
         try:
-            async with asyncio.timeout_at(running.deadline) as running.timeout:
-                chunk = await anext(running.chunks)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            if not (running.timeout and running.timeout.expired()):
-                raise
-            raise running.too_late from None
-        finally:
-            running.timeout = None
-        yield chunk
+            if error := await outbox.finish(error_of(outcome), stop_pod=stop_pod):
+                outcome = f"failed: {error}"
+        except Lost as error:
+            outcome = f"lost: {error}"
+        if stop_pod:
+            self.kill_worker()
+        return outcome
+
+    def _remember(self, job: str) -> None:
+        self._finished[job] = None
+        if len(self._finished) > REMEMBERED:
+            self._finished.popitem(last=False)
 
 
-def _log_outcome(job: Running) -> None:
-    usage = job.last.get("usage") if isinstance(job.last, dict) else None
-    tokens = f", {usage['prompt_tokens']}+{usage['completion_tokens']} tokens" if usage else ""
-    glyph = {"finished": "✓", "cancelled": "⊘"}.get(job.outcome, "✗")
-    seconds = time.monotonic() - job.begin
-    log.info("%s %s after %.2f s%s", glyph, job.outcome, seconds, tokens, extra={"job": job.id})
+def _may_wait(chunk: Chunk | str) -> bool:
+    """Whether the next chunk gains by a pause: not after the last, nor between answers."""
+    if isinstance(chunk, str):
+        return not chunk.endswith("[DONE]\n\n")
+    return "usage" not in chunk and chunk.get("index", 0) == 0

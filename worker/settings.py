@@ -101,6 +101,14 @@ class Settings(BaseSettings):
     shutdown_timeout: Seconds = Field(
         30, description="seconds from SIGTERM until the worker has ended"
     )
+    delivery_timeout: Seconds = Field(
+        120, description="seconds that the platform may be away before a chunk or result is lost"
+    )
+    stream_interval_ms: Annotated[int, Field(ge=0, le=60000)] = Field(
+        50,
+        description="milliseconds between two chunks of one stream at least, once it has run for "
+        "four times as long; 0: a chunk for whatever was generated while the last one travelled",
+    )
     host: str = Field("0.0.0.0", description="`api`: the address to bind, once there is a key")
     port: Port = Field(8000, description="`api`: the port")
     port_health: Port | None = Field(

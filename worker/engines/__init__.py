@@ -43,7 +43,7 @@ async def start(settings: Settings) -> Engine:
     begin = time.monotonic()
     try:
         async with asyncio.timeout(settings.startup_timeout):
-            engine = await _in_daemon_thread(_load, settings)
+            engine = await _in_daemon_thread(load, settings)
             loaded = time.monotonic()
             await engine.warm_up()
     except TimeoutError:
@@ -56,7 +56,12 @@ async def start(settings: Settings) -> Engine:
     return engine
 
 
-def _load(settings: Settings) -> Engine:
+def load(settings: Settings) -> Engine:
+    """Find the weights and load the engine, which `warm_up` then completes on a loop; blocks.
+
+    Raises:
+        WeightsError, EngineStartError: as `start` does.
+    """
     from worker.engines.vllm import VllmEngine
 
     begin = time.monotonic()
