@@ -17,6 +17,8 @@ import uvicorn
 from emulator.app import build_app
 from emulator.client_api import ClientApi
 from emulator.dispatch import Endpoint
+from emulator.faults import BadFault, Faults, parse
+from emulator.misbehaviour import Connections, watched_protocol
 from emulator.terminal import Terminal, connect_help, examples
 from emulator.web import ENDPOINT_ID
 from emulator.webhooks import Webhooks
@@ -96,18 +98,34 @@ def main(
     example_input: Annotated[
         str, typer.Option(help="JSON body that the printed examples send.")
     ] = EXAMPLE_INPUT,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CALL:KIND", help="Misbehave, e.g. job-done:status=503,count=3."),
+    ] = None,
+    fault_seed: Annotated[
+        int, typer.Option(help="The same seed and calls: the same calls are struck.")
+    ] = 0,
 ) -> None:
-    """Run a Runpod serverless endpoint on this machine, with COMMAND as its worker(s)."""
+    """Run a Runpod serverless endpoint on this machine, with COMMAND as its worker(s).
+
+    docs/emulator.md describes the faults, which can be changed at /emulator/faults as well.
+    """
     address, example = loopback(host), parse_example(example_input)
     if command and shutil.which(command[0]) is None:
         raise fail(f"command {command[0]!r} is not found or not executable")
+    try:
+        faults = Faults(fault_seed, [parse(text) for text in fault or []])
+    except BadFault as error:
+        raise fail(f"--fault {error}") from None
     listener = bind(address, port)
     logging.basicConfig(format="emulator | %(message)s", level=logging.WARNING)
-    asyncio.run(serve(listener, command or [], workers if command else 0, api_key, grace, example))
+    count = workers if command else 0
+    asyncio.run(serve(listener, faults, command or [], count, api_key, grace, example))
 
 
 async def serve(
     listener: socket.socket,
+    faults: Faults,
     command: list[str],
     count: int,
     api_key: str | None,
@@ -130,12 +148,18 @@ async def serve(
     supervisor = Supervisor(
         endpoint, command, count, url, log=terminal.log, api_key=worker_key, grace=grace
     )
+    connections: Connections = {}
     app = build_app(
-        endpoint, client=ClientApi(endpoint, api_key), list_workers=supervisor.list_workers
+        endpoint,
+        client=ClientApi(endpoint, api_key),
+        list_workers=supervisor.list_workers,
+        faults=faults,
+        connections=connections,
     )
     server = Server(
         uvicorn.Config(
             app,
+            http=watched_protocol(connections),
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -170,6 +194,7 @@ async def serve(
         loop.add_signal_handler(name, on_signal)
 
     endpoint.on_ready = show_examples
+    faults.start()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     serving.add_done_callback(lambda _: stop.set())
     if count:

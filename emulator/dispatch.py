@@ -268,11 +268,21 @@ class Endpoint:
         requests, worker.stop_requests = worker.stop_requests, []
         return requests
 
+    def ask_to_stop(self, worker_id: str, job_id: str) -> None:
+        """Have this worker stop a job; asked again while it still shows that it runs.
+
+        Once is not enough: the SDK drops a stop for a job that it has taken but not started.
+        """
+        worker = self.workers.get(worker_id)
+        if worker and job_id not in worker.stop_requests:
+            worker.stop_requests.append(job_id)
+            worker.wake_stop_polls()
+
     def add_chunk(self, worker_id: str, job_id: str, chunk: bytes) -> bool:
         """Keep one streamed chunk; False if the job is final. Raises UnknownJob, Conflict."""
         job = self._job_of(worker_id, job_id)
         if job.final:
-            self._ask_to_stop(job)
+            self.ask_to_stop(worker_id, job_id)
             return False
         job.add_chunk(chunk)
         self._memory += len(chunk)
@@ -305,7 +315,7 @@ class Endpoint:
         for job_id in job_ids:
             job = self.jobs.get(job_id)
             if job and job.final and job.worker_id == worker_id:
-                self._ask_to_stop(job)
+                self.ask_to_stop(worker_id, job_id)
 
     def report_unhealthy(self, worker_id: str, reason: str) -> None:
         """A worker's own fitness check failed: it gets no job and is replaced."""
@@ -327,10 +337,14 @@ class Endpoint:
         """Answer this worker's long polls now, so that it can exit at once."""
         if worker := self.workers.get(worker_id):
             worker.draining = worker.stopping = True
-            for taker in [t for t in self._takers if t.worker is worker]:
-                self._takers.remove(taker)
-                taker.jobs.set_result([])
+            self.answer_polls(worker_id)
             worker.wake_stop_polls()
+
+    def answer_polls(self, worker_id: str) -> None:
+        """Answer this worker's open job-takes now, with no job."""
+        for taker in [t for t in self._takers if t.worker.id == worker_id]:
+            self._takers.remove(taker)
+            taker.jobs.set_result([])
 
     def lose(self, worker_id: str, reason: str) -> None:
         """The worker is gone: its jobs end FAILED, its id is never used again."""
@@ -341,6 +355,12 @@ class Endpoint:
             for job in list(worker.in_progress.values()):
                 error = f"worker {worker_id} {reason} while this job was in progress"
                 self._finish(job, Status.FAILED, error=error)
+
+    def jump_clock(self, seconds: float) -> None:
+        """Let the clock by which jobs are timed jump; negative is backwards."""
+        for job in self.jobs.values():
+            job.jump_clock(seconds)
+            self._set_timer(job)
 
     def close(self) -> None:
         """End every wait now and hand out no further job."""
@@ -401,7 +421,7 @@ class Endpoint:
     ) -> None:
         self._leave_worker(job)
         if stop:
-            self._ask_to_stop(job)
+            self.ask_to_stop(job.worker_id or "", job.id)
         self._queue.pop(job.id, None)
         before = job.size
         job.finish(status, output=output, error=error, size=size)
@@ -415,16 +435,6 @@ class Endpoint:
     def _leave_worker(self, job: Job) -> None:
         if worker := self.workers.get(job.worker_id or ""):
             worker.in_progress.pop(job.id, None)
-
-    def _ask_to_stop(self, job: Job) -> None:
-        """Have the job's worker stop it; asked again while the worker still shows that it runs.
-
-        Once is not enough: the SDK drops a stop for a job that it has taken but not started.
-        """
-        worker = self.workers.get(job.worker_id or "")
-        if worker and job.id not in worker.stop_requests:
-            worker.stop_requests.append(job.id)
-            worker.wake_stop_polls()
 
     def _set_timer(self, job: Job) -> None:
         """Set the one timer that a job has at a time.

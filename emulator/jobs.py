@@ -155,6 +155,14 @@ class Job:
             body["error"] = self.error
         return body
 
+    def jump_clock(self, seconds: float) -> None:
+        """Let all that has happened so far lie `seconds` further back."""
+        self.queued_at -= seconds
+        if self.started_at is not None:
+            self.started_at -= seconds
+        if self.finished_at is not None:
+            self.finished_at -= seconds
+
     async def changed(self, seconds: float) -> None:
         """Wait for the next change, at most `seconds`."""
         watcher = asyncio.get_running_loop().create_future()
