@@ -5,6 +5,8 @@ PORT ?= 8008
 # Only asked when pip's own configuration has no CPU build of torch; PyPI has none.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
+# Where `make setup` puts llama.cpp when this machine has none.
+export PATH := $(PATH):$(CURDIR)/.cache/llama.cpp/bin
 
 .PHONY: help setup run test lint image-test
 

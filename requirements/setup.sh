@@ -1,16 +1,18 @@
 #!/bin/sh
-# Install the pinned CPU environment into .venv. Needs Python 3.11 and nothing else.
+# Install the pinned CPU environment into .venv, and llama.cpp into .cache. Needs Python 3.11 and
+# nothing else.
 # Run by `make setup`; does nothing when .venv already holds what the pins ask for.
 set -eu
 
 stamp=.venv/.installed
 pins() { cat requirements/cpu.txt requirements/dev.txt; }
-wanted=$({ pins; cat requirements/setup.sh; } | cksum)
+wanted=$({ pins; cat requirements/setup.sh requirements/llama.sh; } | cksum)
 
 say() { printf 'setup: %s\n' "$*"; }
 stop() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 if [ -x .venv/bin/python ] && [ "$(cat $stamp 2>/dev/null)" = "$wanted" ]; then
+    sh requirements/llama.sh
     say "nothing to do"
     exit 0
 fi
@@ -47,6 +49,9 @@ pip install --quiet "$(grep '^uv==' requirements/dev.txt)"
 # The pins are complete and leave packages out on purpose, so nothing is resolved here.
 .venv/bin/uv pip install --python .venv/bin/python --no-deps \
     -r requirements/cpu.txt -r requirements/dev.txt || stop "the packages above could not be installed"
+
+rm -f .cache/llama.cpp/skip
+sh requirements/llama.sh
 
 printf '%s' "$wanted" >$stamp
 say "done"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,10 +15,15 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 from aiohttp import web
 
 ROOT = Path(__file__).parents[1]
 MODEL = os.environ.get("TEST_MODEL", str(ROOT / "models" / "tiny"))
+LLAMA = ROOT / ".cache" / "llama.cpp"
+PATH = os.pathsep.join([os.environ["PATH"], str(LLAMA / "bin")])
+"""Finds llama-server and ggml-rpc-server, this machine's own or those that `make setup` fetched."""
+
 START = 240.0
 """Seconds that a worker may take to become ready on a busy machine."""
 
@@ -42,6 +48,15 @@ async def soon(condition: Callable[[], Any], timeout: float, what: str) -> Any:
     return value
 
 
+def needs(program: str) -> pytest.MarkDecorator:
+    """Skip where neither this machine nor `make setup` has that program of llama.cpp."""
+    note = LLAMA / "skip"
+    why = note.read_text(encoding="utf-8").strip() if note.is_file() else "run `make setup`"
+    return pytest.mark.skipif(
+        shutil.which(program, path=PATH) is None, reason=f"{program} is missing: {why}"
+    )
+
+
 def left(family: list[psutil.Process]) -> list[psutil.Process]:
     """Those that still run; one that has ended and waits to be reaped by init does not."""
     alive = []
@@ -58,6 +73,7 @@ def worker_environment(**variables: str) -> dict[str, str]:
     settings = {
         "MODE_TO_RUN": "serverless",
         "MODEL": MODEL,
+        "PATH": PATH,
         "RUNPOD_LOG_LEVEL": "WARN",
         "ENGINE_ARGS": json.dumps(
             {
