@@ -79,7 +79,7 @@ PROGRAM
 done
 version=$("$work/bin/llama-server" --version 2>&1 | sed -n 's/^version: //p')
 [ -n "$version" ] || skip "the llama-server that was fetched does not run on this machine"
-rm -rf "${home:?}/lib" "$home/bin"
+rm -rf "${home:?}/lib" "${home:?}/bin"
 mv "$work/lib" "$home/lib"
 mv "$work/bin" "$home/bin"
 say "llama.cpp $version"

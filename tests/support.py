@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from aiohttp import web
 
 ROOT = Path(__file__).parents[1]
 MODEL = os.environ.get("TEST_MODEL", str(ROOT / "models" / "tiny"))
+GGUF = ROOT / "models" / "tiny-gguf" / "tiny-f32.gguf"
 LLAMA = ROOT / ".cache" / "llama.cpp"
 PATH = os.pathsep.join([os.environ["PATH"], str(LLAMA / "bin")])
 """Finds llama-server and ggml-rpc-server, this machine's own or those that `make setup` fetched."""
@@ -55,6 +57,12 @@ def needs(program: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(
         shutil.which(program, path=PATH) is None, reason=f"{program} is missing: {why}"
     )
+
+
+def free_port() -> int:
+    """A loopback port that nobody holds now, for programs that can't choose one themselves."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
 
 
 def left(family: list[psutil.Process]) -> list[psutil.Process]:

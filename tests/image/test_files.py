@@ -12,7 +12,7 @@ from tests.image.engine import CACHE, ROOT, Engine
 
 TOOLS = CACHE / "tools" / "bin"
 DOCKERFILES = ("Dockerfile", "Dockerfile.iteration", "tests/image/Dockerfile.base")
-SCRIPTS = ("start.sh", "requirements/setup.sh", "tests/image/setup.sh")
+SCRIPTS = ("start.sh", "requirements/llama.sh", "requirements/setup.sh", "tests/image/setup.sh")
 CONTEXT_TOKENS = 25_000
 ENGINE_GIB = 2
 UTILISATION = 0.9
