@@ -51,7 +51,7 @@ def bake(environ: Mapping[str, str], into: Path) -> str:
         return "MODEL is not set: nothing is baked, the model is downloaded at run time"
     model = _model(text, environ.get("MODEL_REVISION", ""))
     if model.folder:
-        if lacks := None if model.gguf else weights.missing(model.folder):
+        if lacks := weights.missing(model.folder, model.gguf):
             raise WeightsError(f"MODEL={model}: {lacks}")
         return f"MODEL={model} is on this machine: nothing is fetched"
     for folder, held in manifest.folders(into):

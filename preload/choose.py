@@ -33,7 +33,7 @@ TOKENIZER = (
     "*.tiktoken",
     "*.model",
 )
-_SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)", re.IGNORECASE)
+_SHARD = re.compile(r"-\d{5}-of-(?P<parts>\d{5})(?=\.gguf$)", re.IGNORECASE)
 
 
 class Named(Protocol):
@@ -55,7 +55,11 @@ def files(listing: Sequence[File], gguf: str | None = None) -> list[File]:
     Raises:
         WeightsError: there are no weights here that can be used, or `gguf` is not one file.
     """
-    weights = _gguf(listing, gguf) if gguf else _safetensors(listing) or _torch(listing)
+    if gguf:
+        parts = gguf_parts([file.path for file in listing], gguf)
+        weights = [file for file in listing if file.path in parts]
+    else:
+        weights = _safetensors(listing) or _torch(listing)
     if not weights:
         raise WeightsError(_nothing_usable(listing))
     indexes = {f"{_stem(file.path)}.index.json" for file in weights}
@@ -66,6 +70,34 @@ def files(listing: Sequence[File], gguf: str | None = None) -> list[File]:
         or file.path in indexes
         or (_matches(file.path, SMALL) and not _matches(file.path, NEVER))
     ]
+
+
+def gguf_parts(paths: Iterable[str], wanted: str) -> list[str]:
+    """Which of `paths` are the GGUF file `wanted`: one path, or all its parts in their order.
+
+    Raises:
+        WeightsError: none fits, more than one does, or a part is missing.
+    """
+    every = sorted(path for path in paths if path.lower().endswith(".gguf"))
+    models = [path for path in every if "mmproj" not in path.lower()]
+    if wanted.lower().endswith(".gguf"):
+        chosen = [path for path in every if _whole(path) == _whole(wanted)]
+    else:
+        part = re.compile(rf"(^|[-._/]){re.escape(wanted)}(?=[-._/])", re.IGNORECASE)
+        chosen = [path for path in models if part.search(path)]
+    names = sorted({_whole(path) for path in chosen})
+    if len(names) > 1:
+        raise WeightsError(f"{wanted} fits {_list(names)}; name one file after the colon")
+    if not names:
+        there = sorted({_whole(path) for path in models})
+        raise WeightsError(
+            f"no GGUF file there fits {wanted}; there are {_list(there) if there else 'none'}"
+        )
+    if (split := _SHARD.search(chosen[0])) and len(chosen) != int(split["parts"]):
+        raise WeightsError(
+            f"only {len(chosen)} of the {int(split['parts'])} parts of {names[0]} are there"
+        )
+    return chosen
 
 
 def tokenizer(paths: Iterable[str]) -> list[str]:
@@ -94,25 +126,6 @@ def _safetensors(listing: Sequence[File]) -> list[File]:
 
 def _torch(listing: Sequence[File]) -> list[File]:
     return [file for file in listing if _matches(file.path, ("pytorch_model*.bin",))]
-
-
-def _gguf(listing: Sequence[File], wanted: str) -> list[File]:
-    every = [file for file in listing if file.path.lower().endswith(".gguf")]
-    models = [file for file in every if "mmproj" not in file.path.lower()]
-    if wanted.lower().endswith(".gguf"):
-        chosen = [file for file in every if _whole(file.path) == _whole(wanted)]
-    else:
-        part = re.compile(rf"(^|[-._/]){re.escape(wanted)}(?=[-._/])", re.IGNORECASE)
-        chosen = [file for file in models if part.search(file.path)]
-    names = sorted({_whole(file.path) for file in chosen})
-    if len(names) == 1:
-        return chosen
-    if names:
-        raise WeightsError(f"{wanted} fits {_list(names)}; name one file after the colon")
-    there = sorted({_whole(file.path) for file in models})
-    raise WeightsError(
-        f"no GGUF file there fits {wanted}; there are {_list(there) if there else 'none'}"
-    )
 
 
 def _whole(path: str) -> str:

@@ -11,7 +11,7 @@ _GGUF_TYPE = re.compile(r"(UD-)?(I?Q\d|TQ\d|BF16|F16|F32|MXFP\d)\w*", re.IGNOREC
 
 ALLOWED = (
     "a hub id (org/name or org/name@revision), one GGUF file of a hub repository "
-    "(org/name:file.gguf or org/name:Q4_K_M) or a local folder (/path or ./path)"
+    "(org/name:file.gguf or org/name:Q4_K_M), or a local folder or GGUF file (/path or ./path)"
 )
 
 
@@ -40,7 +40,7 @@ class Model:
 
 
 def parse(text: str, revision: str = "") -> Model:
-    """Read a MODEL string; a folder that exists wins over a hub id of the same spelling.
+    """Read a MODEL string; a folder or GGUF file that exists wins over a hub id so spelt.
 
     `revision` is MODEL_REVISION: the same as `org/name@revision`, empty when unset.
 
@@ -48,9 +48,9 @@ def parse(text: str, revision: str = "") -> Model:
         ModelNameError: saying what is allowed.
     """
     text, revision = text.strip(), revision.strip()
-    if text.startswith(("/", "./", "../", "~")) or (Path(text) / "config.json").is_file():
+    if text.startswith(("/", "./", "../", "~")) or _is_here(Path(text)):
         if revision:
-            raise ModelNameError(f"a local folder has no MODEL_REVISION={revision}; unset it")
+            raise ModelNameError(f"a local model has no MODEL_REVISION={revision}; unset it")
         return _local(Path(text).expanduser().resolve())
     if text.startswith("openllm:"):
         raise ModelNameError(f"openllm:<tag> is not in this build yet; allowed is {ALLOWED}")
@@ -65,6 +65,12 @@ def parse(text: str, revision: str = "") -> Model:
     if named and revision and named != revision:
         raise ModelNameError(f"names {named}, but MODEL_REVISION={revision}; give one of the two")
     return Model(repository=repository, revision=named or revision or None, gguf=gguf or None)
+
+
+def _is_here(path: Path) -> bool:
+    if path.suffix.lower() == ".gguf":
+        return path.is_file()
+    return (path / "config.json").is_file()
 
 
 def _local(path: Path) -> Model:

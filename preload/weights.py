@@ -34,39 +34,57 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A folder in Hugging Face layout, and one line that says which it is and why."""
+    """A model's folder, and one line that says which it is and why.
+
+    The folder is in Hugging Face layout, or holds `gguf`: one file, or the first of its parts.
+    """
 
     folder: Path
     why: str
+    gguf: Path | None = None
 
 
 def find(model: Model, *, token: str | None = None, places: Places | None = None) -> Weights:
-    """Find the folder of `model`, downloading it only when it is nowhere on this machine.
+    """Find the files of `model`, downloading them only when they are nowhere on this machine.
 
     Raises:
         WeightsError: in one sentence, what is missing and what to do about it.
     """
     places = places or Places()
-    if model.gguf:
-        raise WeightsError(f"MODEL={model}: GGUF files are not in this build yet")
     if model.folder:
-        if lacks := missing(model.folder):
-            raise WeightsError(f"MODEL={model.folder}: {lacks}")
-        return Weights(model.folder, f"{model.folder}: MODEL names this folder")
+        if lacks := missing(model.folder, model.gguf):
+            raise WeightsError(f"MODEL={model}: {lacks}")
+        return _found(model, model.folder, f"MODEL names this {'file' if model.gguf else 'folder'}")
     if folder := _baked(model, places.baked):
-        return Weights(folder, f"{folder}: {model} is baked into this image")
+        return _found(model, folder, f"{model} is baked into this image")
     if folder := _cached(model, places.runpod_cache):
-        return Weights(folder, f"{folder}: {model} is in Runpod's model cache")
+        return _found(model, folder, f"{model} is in Runpod's model cache")
     for volume in places.volumes:
         if folder := _volume(model, volume):
-            return Weights(folder, f"{folder}: {model} is on the network volume")
+            return _found(model, folder, f"{model} is on the network volume")
     return _hub(model, token, places)
 
 
-def missing(folder: Path) -> str | None:
-    """What `folder` lacks to be a whole model in Hugging Face layout, or None."""
+def _found(model: Model, folder: Path, why: str) -> Weights:
+    if model.gguf is None:
+        return Weights(folder, f"{folder}: {why}")
+    file = _gguf_parts(folder, model.gguf)[0]
+    return Weights(folder, f"{file}: {why}", file)
+
+
+def missing(folder: Path, gguf: str | None = None) -> str | None:
+    """What `folder` lacks to be a whole model, or None.
+
+    That is a model in Hugging Face layout, or, with `gguf`, this file with all its parts.
+    """
     if not folder.is_dir():
         return "there is no such folder"
+    if gguf:
+        try:
+            _gguf_parts(folder, gguf)
+        except WeightsError as error:
+            return str(error)
+        return None
     if not any((folder / name).is_file() for name in ("config.json", "params.json")):
         return "the folder holds no config.json"
     indexes = sorted(folder.glob("*.index.json"))
@@ -77,6 +95,14 @@ def missing(folder: Path) -> str | None:
     if indexes or any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
         return None
     return "the folder holds neither *.safetensors nor pytorch_model*.bin"
+
+
+def _gguf_parts(folder: Path, wanted: str) -> list[Path]:
+    """As `choose.gguf_parts`, of the files in `folder`."""
+    named = wanted.lower().endswith(".gguf")
+    paths = (folder / wanted).parent.glob("*") if named else folder.rglob("*")
+    names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+    return [folder / name for name in choose.gguf_parts(names, wanted)]
 
 
 def _indexed(index: Path) -> set[str]:
@@ -112,11 +138,11 @@ def _cached(model: Model, root: Path) -> Path | None:
     ref = repository / "refs" / revision
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
     snapshots = repository / "snapshots"
-    if missing(snapshots / commit) is None:
+    if missing(snapshots / commit, model.gguf) is None:
         return snapshots / commit
     if model.revision or ref.is_file() or not snapshots.is_dir():
         return None
-    whole = [path for path in sorted(snapshots.iterdir()) if missing(path) is None]
+    whole = [path for path in sorted(snapshots.iterdir()) if missing(path, model.gguf) is None]
     return whole[0] if len(whole) == 1 else None
 
 
@@ -138,7 +164,7 @@ def _volume(model: Model, root: Path) -> Path | None:
     if model.revision:
         return None
     for folder in (root / "models" / model.repository, root / model.repository):
-        if missing(folder) is None:
+        if missing(folder, model.gguf) is None:
             return folder
     return None
 
@@ -151,16 +177,16 @@ def _hub(model: Model, token: str | None, places: Places) -> Weights:
     cache = places.hub_cache or Path(constants.HF_HUB_CACHE)
     held = _cached(model, cache)
     if held and _COMMIT.fullmatch(model.revision or ""):
-        return Weights(held, f"{held}: {model} is in the Hugging Face cache of this machine")
+        return _found(model, held, f"{model} is in the Hugging Face cache of this machine")
     try:
         listing = hub.listing(model, token)
     except HubUnreachable:
         if held is None:
             raise
         where = "is in the Hugging Face cache of this machine, and the hub can't be reached"
-        return Weights(held, f"{held}: {model} {where}")
+        return _found(model, held, f"{model} {where}")
     try:
-        files = choose.files(listing.files)
+        files = choose.files(listing.files, model.gguf)
     except WeightsError as error:
         raise WeightsError(f"MODEL={model}: {error}") from None
     name = model.repository.replace("/", "--")
@@ -168,7 +194,7 @@ def _hub(model: Model, token: str | None, places: Places) -> Weights:
     size = sum(file.size for file in files if not _is_there(snapshot / file.path, file.size))
     if size == 0:
         where = "is in the Hugging Face cache of this machine, as the hub has it now"
-        return Weights(snapshot, f"{snapshot}: {model} {where}")
+        return _found(model, snapshot, f"{model} {where}")
     hub.need_room(model, cache, size)
     log.warning("%s: a download of %s follows", _not_here(model, places), decimal(size))
     with hub.errors(model, token):
@@ -179,7 +205,7 @@ def _hub(model: Model, token: str | None, places: Places) -> Weights:
             token=token or False,
             allow_patterns=[glob.escape(file.path) for file in files],
         )
-    return Weights(Path(folder), f"{folder}: {model} comes from the hub; it was on no local disk")
+    return _found(model, Path(folder), f"{model} comes from the hub; it was on no local disk")
 
 
 def _is_there(path: Path, size: int) -> bool:

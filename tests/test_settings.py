@@ -112,7 +112,7 @@ def test_a_problem_names_the_variable_that_was_set(monkeypatch: pytest.MonkeyPat
         ("JOB_TIMEOUT", "nan", "a finite number"),
         ("MODEL", "not a model", "a hub id"),
         ("MODEL", "openllm:llama3.2:1b", "not in this build yet"),
-        ("MODEL", "org/name:Q4_K_M", "not in this build yet"),
+        ("MODEL", "org/name:Q4 K M", "one GGUF file of a hub repository"),
     ],
 )
 def test_a_problem_names_variable_value_and_what_is_allowed(

@@ -76,7 +76,8 @@ class Settings(BaseSettings):
     )
     model: str = Field(
         "mistralai/Mistral-7B-Instruct-v0.1",
-        description="a hub id (`org/name`, `org/name@revision`) or a local folder",
+        description="a hub id (`org/name`, `org/name@revision`), a local folder, or a GGUF file "
+        "(`/path/file.gguf`, `org/name:file.gguf`, `org/name:Q4_K_M`)",
     )
     concurrency_modifier: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)] = (
         Field(1, description="jobs in flight per worker; `auto`: what the KV cache holds")
@@ -135,8 +136,7 @@ class Settings(BaseSettings):
     @field_validator("model")
     @classmethod
     def _known_model(cls, text: str, info: ValidationInfo) -> str:
-        if parse_model(text, info.data.get("model_revision") or "").gguf:
-            raise ValueError("GGUF files are not in this build yet; name a hub id or a folder")
+        parse_model(text, info.data.get("model_revision") or "")
         return text
 
     @field_validator("engine_args")

@@ -82,6 +82,11 @@ def test_one_gguf_file(wanted: str, fetched: str) -> None:
         ("config.json m-Q4_0.gguf", None, "only GGUF files are there; .*: m-Q4_0.gguf"),
         ("a-Q4_0.gguf b-Q4_0.gguf", "Q4_0", "Q4_0 fits a-Q4_0.gguf, b-Q4_0.gguf; name one"),
         ("m-Q4_0.gguf mmproj-F16.gguf", "F16", "fits F16; there are m-Q4_0.gguf"),
+        (
+            "m-Q8_0-00001-of-00003.gguf m-Q8_0-00003-of-00003.gguf",
+            "Q8_0",
+            "only 2 of the 3 parts of m-Q8_0.gguf are there",
+        ),
         ("model.safetensors", "Q4_0", "fits Q4_0; there are none"),
     ],
 )

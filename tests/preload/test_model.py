@@ -58,7 +58,7 @@ def test_revision_beside_the_model() -> None:
         ("openllm:llama3.2:1b", "", "not in this build yet"),
         ("org/name@v1", "v2", "names v1, but MODEL_REVISION=v2"),
         ("org/name", "a b", "MODEL_REVISION=a b must be a branch"),
-        ("/folder", "v1", "a local folder has no MODEL_REVISION=v1"),
+        ("/folder", "v1", "a local model has no MODEL_REVISION=v1"),
     ],
 )
 def test_what_names_nothing(text: str, revision: str, said: str) -> None:

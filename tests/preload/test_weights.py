@@ -197,9 +197,70 @@ def test_a_local_folder(tmp_path: Path) -> None:
     assert find(parse(str(folder))).why == f"{folder}: MODEL names this folder"
 
 
-def test_gguf_is_refused(places: Places) -> None:
-    with pytest.raises(WeightsError, match="GGUF files are not in this build yet"):
-        find(parse("org/name:Q4_K_M"), places=places)
+SPLIT = {f"Q8_0/m-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)}
+GGUF = {"m-Q4_K_M.gguf", "mmproj-F16.gguf", "config.json", *SPLIT}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "first"),
+    [
+        ("m-Q4_K_M.gguf", "m-Q4_K_M.gguf"),
+        ("q4_k_m", "m-Q4_K_M.gguf"),
+        ("Q8_0", "Q8_0/m-Q8_0-00001-of-00002.gguf"),
+        ("Q8_0/m-Q8_0-00002-of-00002.gguf", "Q8_0/m-Q8_0-00001-of-00002.gguf"),
+    ],
+)
+@pytest.mark.usefixtures("nowhere")
+def test_a_gguf_is_searched_for_in_the_same_places(places: Places, wanted: str, first: str) -> None:
+    model = parse(f"org/name:{wanted}")
+    cached = places.runpod_cache / "models--org--name" / "snapshots" / ("a" * 40)
+    for folder, why in (
+        (make_model(cached, GGUF), "is in Runpod's model cache"),
+        (make_model(places.volumes[0] / "models/org/name", GGUF), "is on the network volume"),
+        (make_model(places.volumes[1] / "org/name", GGUF), "is on the network volume"),
+    ):
+        found = find(model, places=places)
+        assert found.gguf == folder / first
+        assert found.why == f"{found.gguf}: {model} {why}"
+        shutil.rmtree(folder)
+    with pytest.raises(WeightsError, match="the hub was asked"):
+        find(model, places=places)
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_gguf_that_lacks_a_part_is_passed_over(places: Places) -> None:
+    folder = places.volumes[0] / "org/name"
+    make_model(folder, GGUF - {max(SPLIT)})
+    with pytest.raises(WeightsError, match="the hub was asked"):
+        find(parse("org/name:Q8_0"), places=places)
+    (folder / max(SPLIT)).touch()
+    assert find(parse("org/name:Q8_0"), places=places).gguf == folder / min(SPLIT)
+
+
+def test_a_local_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_model(tmp_path, GGUF)
+    file = tmp_path / "m-Q4_K_M.gguf"
+    assert find(parse(str(file))).gguf == file
+    assert find(parse(str(file))).why == f"{file}: MODEL names this file"
+    for name in SPLIT:
+        assert find(parse(str(tmp_path / name))).gguf == tmp_path / min(SPLIT)
+    monkeypatch.chdir(tmp_path)
+    assert find(parse("m-Q4_K_M.gguf")).gguf == file
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("absent/m.gguf", "there is no such folder"),
+        ("m-Q5_0.gguf", "no GGUF file there fits m-Q5_0.gguf; there are m-Q4_K_M.gguf"),
+        (min(SPLIT), "only 1 of the 2 parts of m-Q8_0.gguf are there"),
+    ],
+)
+def test_a_local_gguf_that_is_not_whole(tmp_path: Path, name: str, said: str) -> None:
+    make_model(tmp_path, GGUF - {max(SPLIT)})
+    with pytest.raises(WeightsError) as error:
+        find(parse(str(tmp_path / name)))
+    assert str(error.value) == f"MODEL={tmp_path / name}: {said}"
 
 
 FIND = """
@@ -223,6 +284,32 @@ def test_what_preload_baked_is_used_offline(preload: Preload) -> None:
         FIND.format(name="org/tiny", token=None), HF_HUB_OFFLINE="1", HF_ENDPOINT="http://x.invalid"
     )
     assert found.stdout == "models/org--tiny: org/tiny is baked into this image\n"
+
+
+def test_a_split_gguf_baked_and_used_offline(
+    preload: Preload, served: Running, tmp_path: Path
+) -> None:
+    served.hub.add("org/split", make_model(tmp_path / "split", GGUF))
+    assert preload(MODEL="org/split:Q8_0").returncode == 0
+    assert set(served.hub.requests) == {"config.json", *SPLIT}
+    found = preload.python(
+        FIND.format(name="org/split:Q8_0", token=None), HF_HUB_OFFLINE="1", HF_ENDPOINT="x"
+    )
+    folder = "models/org--split--Q8_0"
+    assert found.stdout == f"{folder}/{min(SPLIT)}: org/split:Q8_0 is baked into this image\n"
+
+
+def test_a_gguf_downloaded_at_run_time(preload: Preload, served: Running, tmp_path: Path) -> None:
+    served.hub.add("org/split", make_model(tmp_path / "split", GGUF))
+    code = FIND.format(name="org/split:q8_0", token=None)
+    first = preload.python(code).stdout.splitlines()[-1]
+    assert first.endswith(
+        f"/{min(SPLIT)}: org/split:q8_0 comes from the hub; it was on no local disk"
+    )
+    assert set(served.hub.sent) == {"config.json", *SPLIT}
+    served.hub.sent.clear()
+    assert "as the hub has it now" in preload.python(code).stdout
+    assert not served.hub.sent
 
 
 def test_download_at_run_time(preload: Preload, served: Running, tmp_path: Path) -> None:
