@@ -97,7 +97,12 @@ def test_a_problem_names_the_variable_that_was_set(monkeypatch: pytest.MonkeyPat
     ("name", "value", "allowed"),
     [
         ("MODE_TO_RUN", "Serverles", "must be 'serverless', 'pod', 'both', 'api' or 'rpc'"),
-        ("MODE_TO_RUN", "rpc", "not in this build yet"),
+        ("RPC_PORT", "0", "greater than or equal to 1"),
+        ("RPC_HOST", "localhost", "valid IPv4 address"),
+        ("RPC_BACKENDS", "a:1,b", "must be host:port,host:port,…; b is no host:port"),
+        ("RPC_BACKENDS", "a:1,,a:65536", "an empty entry is no host:port; a:65536 is no host:port"),
+        ("RPC_BACKENDS", "a:1, a:1", "a:1 stands there twice"),
+        ("RPC_BACKENDS", "a:1", "only a GGUF can be shared, and MODEL=mistralai/"),
         ("CONCURRENCY_MODIFIER", "0", "a whole number from 1 to 4096"),
         ("CONCURRENCY_MODIFIER", "many", "a whole number from 1 to 4096, or auto"),
         ("MAX_MODEL_LEN", "1.5", "integer"),
@@ -122,6 +127,16 @@ def test_a_problem_names_variable_value_and_what_is_allowed(
     assert problem.startswith(f"{name}=")
     assert value in problem
     assert allowed in problem
+
+
+def test_backends_are_for_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = {"MODEL": "/x/file.gguf", "RPC_BACKENDS": "10.0.0.2:50052, gpu-2.internal:50053"}
+    for name, value in (QUEUE | shared).items():
+        monkeypatch.setenv(name, value)
+    assert load(os.environ).rpc_backends == ("10.0.0.2:50052", "gpu-2.internal:50053")
+    [problem] = problems(monkeypatch, ENGINE="vllm")
+    assert problem.startswith("RPC_BACKENDS=10.0.0.2:50052, gpu-2")
+    assert problem.endswith(": only llama.cpp shares a model, and ENGINE=vllm")
 
 
 def test_a_queue_is_needed_for_serverless(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ Runpod's own variables (RUNPOD_*) belong to its SDK and are read there.
 """
 
 import json
+import re
 from collections.abc import Mapping
+from ipaddress import IPv4Address
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -48,12 +50,24 @@ def _json_object(value: object) -> object:
     return parsed
 
 
-def _mode_in_this_build(mode: Mode) -> Mode:
-    if mode == "rpc":
-        raise ValueError(
-            "this mode is not in this build yet; allowed are 'serverless', 'pod', 'both' and 'api'"
-        )
-    return mode
+def _backends(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    found = [backend.strip() for backend in value.split(",")]
+    problems = [f"{text or 'an empty entry'} is no host:port" for text in found if not _is_at(text)]
+    problems += [
+        f"{text} stands there twice" for text in sorted(set(found)) if found.count(text) > 1
+    ]
+    if problems:
+        raise ValueError(f"must be host:port,host:port,…; {'; '.join(problems)}")
+    return tuple(found)
+
+
+def _is_at(text: str) -> bool:
+    """Names and IPv4 addresses: llama.cpp knows no others."""
+    host, _, port = text.rpartition(":")
+    named = re.fullmatch(r"[a-z0-9]([\w.-]*[a-z0-9])?", host, re.IGNORECASE | re.ASCII)
+    return bool(named) and re.fullmatch(r"[0-9]{1,5}", port) is not None and 0 < int(port) <= 65535
 
 
 def _engine_in_this_build(engine: EngineName) -> EngineName:
@@ -67,9 +81,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
 
-    mode_to_run: Annotated[Mode, AfterValidator(_mode_in_this_build)] = Field(
+    mode_to_run: Mode = Field(
         "pod",
-        description="what runs: `serverless`, `pod`, `both` or `api`; `rpc` is not built yet",
+        description="what runs: `serverless`, `pod`, `both`, `api`, or `rpc`, which lends this "
+        "machine to a llama.cpp on another one",
     )
     model_revision: str | None = Field(
         None, description="a branch, tag or commit of it; the same as `MODEL=org/name@revision`"
@@ -123,6 +138,14 @@ class Settings(BaseSettings):
         description="`api`: `true` where the platform checks every request (Runpod's load "
         "balancer), so that `HOST` is bound without a key",
     )
+    rpc_backends: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_backends)] = Field(
+        (), description="`host:port,…` of the machines in `rpc` mode that hold a part of a GGUF"
+    )
+    rpc_host: IPv4Address = Field(
+        IPv4Address("127.0.0.1"),
+        description="`rpc`: the IPv4 address to bind; there is no key, so never a public one",
+    )
+    rpc_port: Port = Field(50052, description="`rpc`: the port")
     public_key: str | None = Field(None, description="`pod`, `both`: the ssh key that may log in")
     jupyter_password: SecretStr | None = Field(
         None, description="`pod`, `both`: JupyterLab's token; generated and printed once when unset"
@@ -146,6 +169,20 @@ class Settings(BaseSettings):
         if problems:
             raise ValueError("; ".join(problems))
         return args
+
+    @field_validator("rpc_backends")
+    @classmethod
+    def _only_with_llama_cpp(
+        cls, backends: tuple[str, ...], info: ValidationInfo
+    ) -> tuple[str, ...]:
+        engine, model = info.data.get("engine"), info.data.get("model")
+        if not backends or engine is None or model is None:  # their own problem is told
+            return backends
+        if engine not in {"auto", "llama.cpp"}:
+            raise ValueError(f"only llama.cpp shares a model, and ENGINE={engine}")
+        if not parse_model(model, info.data.get("model_revision") or "").gguf:
+            raise ValueError(f"only a GGUF can be shared, and MODEL={model} is none")
+        return backends
 
     @field_validator("runpod_webhook_get_job")
     @classmethod
