@@ -136,6 +136,46 @@ def test_composes_health_check(service: dict[str, Any], status: int, state: str,
     assert fails(command, status) is bad, state
 
 
+@pytest.fixture(scope="module")
+def rpc() -> dict[str, Any]:
+    """compose.rpc.yaml."""
+    return yaml.safe_load((DEPLOY / "compose.rpc.yaml").read_text())
+
+
+def test_compose_rpc_shares_a_gguf(rpc: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = compose_environment(rpc["services"]["main"], API_KEY="key", MODEL="org/name:Q4_K_M")
+    main = load(given, monkeypatch)
+    assert main.mode_to_run == "api"
+    backends = {name for name in rpc["services"] if name != "main"}
+    assert {backend.split(":")[0] for backend in main.rpc_backends} == backends
+    assert len(backends) == 2
+    for backend in main.rpc_backends:
+        name, port = backend.split(":")
+        lent = load(compose_environment(rpc["services"][name]), monkeypatch)
+        assert (lent.mode_to_run, lent.rpc_port) == ("rpc", int(port))
+        assert not lent.rpc_host.is_loopback
+
+
+def test_compose_rpc_has_one_image_for_both_roles(rpc: dict[str, Any]) -> None:
+    images = {service["image"].split(":?")[0].strip("${}") for service in rpc["services"].values()}
+    assert images == {"TRIPOD_IMAGE"}
+
+
+def test_compose_rpc_lets_nobody_else_reach_a_backend(rpc: dict[str, Any]) -> None:
+    assert rpc["networks"] == {"rpc": {"internal": True}}
+    for name, service in rpc["services"].items():
+        assert ("ports" in service) == (name == "main")
+        assert service["networks"] == (["default", "rpc"] if name == "main" else ["rpc"])
+
+
+def test_compose_rpc_publishes_mains_port_and_keeps_its_weights(rpc: dict[str, Any]) -> None:
+    main = rpc["services"]["main"]
+    (published,) = main["ports"]
+    assert published.rpartition(":")[2] == str(main["environment"]["PORT"])
+    assert main["volumes"] == [f"hf-cache:{main['environment']['HF_HOME']}"]
+    assert seconds(main["stop_grace_period"]) > main["environment"]["SHUTDOWN_TIMEOUT"]
+
+
 def test_kubernetes_starts_the_api(
     container: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
