@@ -108,7 +108,7 @@ def test_a_problem_names_the_variable_that_was_set(monkeypatch: pytest.MonkeyPat
         ("MAX_MODEL_LEN", "1.5", "integer"),
         ("MAX_MODEL_LEN", "-3", "greater than or equal to 1"),
         ("ENGINE", "vlm", "must be 'auto', 'vllm'"),
-        ("ENGINE", "mlc", "not in this build yet"),
+        ("ENGINE_URL", "http://127.0.0.1:8000", "only ENGINE=remote"),
         ("ENGINE_ARGS", "{", "must be a JSON object"),
         ("ENGINE_ARGS", "[]", "must be a JSON object"),
         ("ENGINE_ARGS", '{"max_num_seq": 1}', "did you mean max_num_seqs?"),
@@ -137,6 +137,17 @@ def test_backends_are_for_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     [problem] = problems(monkeypatch, ENGINE="vllm")
     assert problem.startswith("RPC_BACKENDS=10.0.0.2:50052, gpu-2")
     assert problem.endswith(": only llama.cpp shares a model, and ENGINE=vllm")
+
+
+def test_a_remote_engine_needs_its_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    [problem] = problems(monkeypatch, ENGINE="remote")
+    assert problem == "ENGINE_URL: ENGINE=remote needs the base URL of its server"
+
+
+@pytest.mark.parametrize("url", ["10.0.0.7:8000", "ftp://a", "http://", "http://a/v1?key=b"])
+def test_a_url_that_is_none(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    [problem] = problems(monkeypatch, ENGINE="remote", ENGINE_URL=url)
+    assert problem == f"ENGINE_URL={url}: must be a base URL such as http://10.0.0.7:8000"
 
 
 def test_a_queue_is_needed_for_serverless(monkeypatch: pytest.MonkeyPatch) -> None:

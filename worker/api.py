@@ -21,11 +21,10 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from preload.weights import WeightsError
 from worker import completion, engines, routes
 from worker.engines.asgi import App, Message, Receive, Send
 from worker.engines.base import Engine
-from worker.errors import BadRequest, EngineError, EngineRefusal, SettingsError, TripodError
+from worker.errors import BadRequest, EngineError, EngineRefusal, SettingsError
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -220,18 +219,12 @@ async def _serve(settings: Settings) -> int:
 
 async def _run_engine(front: Front, stopped: asyncio.Event) -> int:
     """Start the engine and watch it until it dies or the process is told to stop."""
-    stop = asyncio.create_task(stopped.wait())
-    start = asyncio.create_task(engines.start(front.settings))
-    await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
-    if not start.done():
-        start.cancel()
-        return 0
-    try:
-        front.engine = start.result()
-    except (TripodError, WeightsError) as error:
-        log.error("%s", error, exc_info=error.__cause__)
-        return 2 if isinstance(error, SettingsError) else 1
+    started = await engines.start_unless(stopped, front.settings)
+    if isinstance(started, int):
+        return started
+    front.engine = started
     front.enter("ready")
+    stop = asyncio.create_task(stopped.wait())
     died = asyncio.create_task(front.engine.died())
     await asyncio.wait({died, stop}, return_when=asyncio.FIRST_COMPLETED)
     if died.done():
@@ -244,7 +237,9 @@ async def _run_engine(front: Front, stopped: asyncio.Event) -> int:
     grace = front.settings.shutdown_timeout
     log.info("told to stop; %d requests are running", len(front.in_flight))
     if front.in_flight:
-        _, late = await asyncio.wait(front.in_flight, timeout=grace - min(5.0, grace * 0.4))
+        _, late = await asyncio.wait(
+            front.in_flight, timeout=grace - engines.delivery_reserve(grace)
+        )
         for task in late:
             task.cancel()
     return 0

@@ -81,7 +81,7 @@ async def call(request: RouteCall, engine: Engine) -> AsyncGenerator[Any, None]:
     async with engine.client.stream(request.method, request.route, json=body) as response:
         if response.status_code >= 400:
             await response.aread()
-            raise EngineRefusal(_error_of(response))
+            raise EngineRefusal(error_of(response))
         if response.headers.get("content-type", "").startswith("text/event-stream"):
             async for events in whole_events(response):
                 yield events
@@ -101,12 +101,19 @@ async def whole_events(response: httpx.Response) -> AsyncGenerator[str, None]:
         yield rest.decode("utf-8")
 
 
-def _error_of(response: httpx.Response) -> dict[str, Any]:
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """OpenAI's error object in an engine's answer, whatever shape the engine gave it."""
     try:
         body = response.json()
-    except json.JSONDecodeError:
+    except ValueError:
         body = None
+    said = response.text[:500] or response.reason_phrase
+    return error_in(body, response.status_code, said)
+
+
+def error_in(body: object, status: int, said: str = "") -> dict[str, Any]:
+    """OpenAI's error object out of a JSON body; `said` is the message where it holds none."""
     error = body.get("error", body) if isinstance(body, dict) else None
     if not isinstance(error, dict) or "message" not in error:
-        error = error_object(response.status_code, response.text[:500] or response.reason_phrase)
-    return error | {"code": response.status_code}
+        error = error_object(status, said or json.dumps(error)[:500])
+    return error_object(status, "") | error | {"code": status}

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address
 from typing import Annotated, Any, Literal
 
+import httpx
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     SecretStr,
@@ -70,12 +70,6 @@ def _is_at(text: str) -> bool:
     return bool(named) and re.fullmatch(r"[0-9]{1,5}", port) is not None and 0 < int(port) <= 65535
 
 
-def _engine_in_this_build(engine: EngineName) -> EngineName:
-    if engine != "auto" and engine not in engines.IN_THIS_BUILD:
-        raise ValueError("this engine is not in this build yet; allowed are 'auto' and 'vllm'")
-    return engine
-
-
 class Settings(BaseSettings):
     """One object for the whole worker; each field is read from the variable of its name."""
 
@@ -85,6 +79,11 @@ class Settings(BaseSettings):
         "pod",
         description="what runs: `serverless`, `pod`, `both`, `api`, or `rpc`, which lends this "
         "machine to a llama.cpp on another one",
+    )
+    engine: EngineName = Field(
+        "auto",
+        description="`vllm`, `llama.cpp`, `openllm`, `mlc`, `tabby` or `remote`; `auto` is "
+        "`llama.cpp` for a GGUF and `vllm` for the rest",
     )
     model_revision: str | None = Field(
         None, description="a branch, tag or commit of it; the same as `MODEL=org/name@revision`"
@@ -102,17 +101,28 @@ class Settings(BaseSettings):
         description="upper bound of prompt and answer together, in tokens; fitted down to the "
         "model's own limit and to the KV cache",
     )
-    engine: Annotated[EngineName, AfterValidator(_engine_in_this_build)] = Field(
-        "auto", description="`vllm`; `auto` chooses by `MODEL`"
+    engine_url: str | None = Field(
+        None,
+        description="`remote`: the base URL of a running OpenAI-compatible server, such as "
+        "`http://10.0.0.7:8000`",
+        validate_default=True,
+    )
+    engine_api_key: SecretStr | None = Field(
+        None, description="`remote`: the bearer key of that server"
     )
     engine_args: Annotated[dict[str, Any], NoDecode, BeforeValidator(_json_object)] = Field(
-        {}, description="JSON object of vLLM's own options, by vLLM's own names"
+        {}, description="JSON object of the engine's own options, by the engine's own names"
     )
     served_model_name: str | None = Field(
         None, description="the name that clients use; `MODEL` when unset"
     )
     hf_token: SecretStr | None = Field(None, description="for gated models on the hub")
     startup_timeout: Seconds = Field(1200, description="seconds until the engine must be ready")
+    stall_timeout: Seconds = Field(
+        120,
+        description="seconds without a token, while requests run, after which an engine that is "
+        "a server is taken for dead",
+    )
     job_timeout: Seconds = Field(600, description="seconds that a job may run")
     shutdown_timeout: Seconds = Field(
         30, description="seconds from SIGTERM until the worker has ended"
@@ -159,13 +169,35 @@ class Settings(BaseSettings):
     @field_validator("model")
     @classmethod
     def _known_model(cls, text: str, info: ValidationInfo) -> str:
-        parse_model(text, info.data.get("model_revision") or "")
+        if info.data.get("engine") not in {"openllm", "remote"}:
+            parse_model(text, info.data.get("model_revision") or "")
         return text
+
+    @field_validator("engine_url")
+    @classmethod
+    def _base_url(cls, text: str | None, info: ValidationInfo) -> str | None:
+        engine = info.data.get("engine")
+        if text is None:
+            if engine == "remote":
+                raise ValueError("ENGINE=remote needs the base URL of its server")
+            return None
+        if engine not in {"remote", None}:
+            raise ValueError("only ENGINE=remote calls a server at a URL")
+        try:
+            url = httpx.URL(text)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"must be a URL: {error}") from None
+        if url.scheme not in {"http", "https"} or not url.host or url.query or url.fragment:
+            raise ValueError("must be a base URL such as http://10.0.0.7:8000")
+        return text.rstrip("/").removesuffix("/v1")
 
     @field_validator("engine_args")
     @classmethod
     def _known_arguments(cls, args: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        problems = engines.argument_problems(info.data.get("engine", "auto"), args)
+        if not args or not {"engine", "model"} <= info.data.keys():
+            return args  # what is wrong is told of those
+        engine = engines.chosen(info.data["engine"], info.data["model"])
+        problems = engines.argument_problems(engine, args)
         if problems:
             raise ValueError("; ".join(problems))
         return args

@@ -10,7 +10,8 @@ import time
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from preload import model, weights
-from worker.errors import EngineStartError
+from preload.weights import WeightsError
+from worker.errors import EngineStartError, SettingsError, TripodError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -21,16 +22,56 @@ if TYPE_CHECKING:
     from worker.engines.base import Engine
     from worker.settings import Settings
 
-IN_THIS_BUILD = ("vllm",)
+WITHOUT_WEIGHTS = ("openllm", "remote")
+"""Engines that bring their own weights; for the others Tripod finds those of MODEL."""
 
 log = logging.getLogger(__name__)
 
 
+def chosen(engine: str, model_name: str) -> str:
+    """ENGINE, with `auto` decided by MODEL: llama.cpp for a GGUF, else vLLM."""
+    if engine != "auto":
+        return engine
+    return "llama.cpp" if model.parse(model_name).gguf else "vllm"
+
+
 def argument_problems(engine: str, args: dict[str, Any]) -> list[str]:
     """What is wrong with the names in ENGINE_ARGS, found without importing the engine."""
-    from worker.engines import vllm
+    if engine == "vllm":
+        from worker.engines import vllm
 
-    return vllm.argument_problems(args)
+        return vllm.argument_problems(args)
+    from worker.engines.presets import PRESETS
+
+    return PRESETS[engine].argument_problems(args)
+
+
+def delivery_reserve(grace: float) -> float:
+    """Of `grace` seconds to end in, those that stay for delivery and for stopping the engine."""
+    return min(5.0, grace * 0.4)
+
+
+async def start_unless(stopped: asyncio.Event, settings: Settings) -> Engine | int:
+    """Start the engine, unless the process is told to stop before it is ready.
+
+    Returns:
+        the engine, or the exit code of the process: 0 told to stop, 1 the start failed, 2 it
+        failed by the settings; the log says why.
+    """
+    stop = asyncio.create_task(stopped.wait())
+    starting = asyncio.create_task(start(settings))
+    await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if not starting.done():
+        log.info("told to stop while the engine was starting")
+        starting.cancel()
+        await asyncio.wait({starting})
+        return 0
+    try:
+        return starting.result()
+    except (TripodError, WeightsError) as error:
+        log.error("%s", error, exc_info=error.__cause__)
+        return 2 if isinstance(error, SettingsError) else 1
 
 
 async def start(settings: Settings) -> Engine:
@@ -44,13 +85,12 @@ async def start(settings: Settings) -> Engine:
     try:
         async with asyncio.timeout(settings.startup_timeout):
             engine = await _in_daemon_thread(load, settings)
-            loaded = time.monotonic()
             await engine.warm_up()
     except TimeoutError:
         raise EngineStartError(
             f"the engine was not ready after STARTUP_TIMEOUT={settings.startup_timeout:g} seconds"
         ) from None
-    engine.phases["warm-up"] = time.monotonic() - loaded
+    engine.phases["warm-up"] = time.monotonic() - begin - sum(engine.phases.values())
     seconds = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in engine.phases.items())
     log.info("ready after %.1f s: %s", time.monotonic() - begin, seconds)
     return engine
@@ -62,16 +102,31 @@ def load(settings: Settings) -> Engine:
     Raises:
         WeightsError, EngineStartError: as `start` does.
     """
-    from worker.engines.vllm import VllmEngine
-
     begin = time.monotonic()
-    token = settings.hf_token.get_secret_value() if settings.hf_token else None
-    found = weights.find(model.parse(settings.model, settings.model_revision or ""), token=token)
-    log.info("weights: %s", found.why)
-    engine = VllmEngine(settings, str(found.folder))
-    engine.phases["weights"] = time.monotonic() - begin
+    name = chosen(settings.engine, settings.model)
+    found = None
+    if name not in WITHOUT_WEIGHTS:
+        token = settings.hf_token.get_secret_value() if settings.hf_token else None
+        wanted = model.parse(settings.model, settings.model_revision or "")
+        found = weights.find(wanted, token=token)
+        log.info("weights: %s", found.why)
+    weighed = time.monotonic()
+    engine = _create(name, settings, found)
+    engine.phases["weights"] = weighed - begin
     engine.load()
     return engine
+
+
+def _create(name: str, settings: Settings, found: weights.Weights | None) -> Engine:
+    if name == "vllm":
+        from worker.engines.vllm import VllmEngine
+
+        assert found is not None
+        return VllmEngine(settings, str(found.folder))
+    from worker.engines.presets import PRESETS
+    from worker.engines.server import ServerEngine
+
+    return ServerEngine(settings, PRESETS[name](settings, found))
 
 
 async def _in_daemon_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

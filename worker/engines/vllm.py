@@ -23,8 +23,9 @@ import httpx
 
 from worker.engines.asgi import App, StreamingASGITransport
 from worker.engines.base import Delta, Usage
+from worker.engines.limits import answer_tokens, field_of, too_long
 from worker.errors import BadRequest, EngineDead, EngineError, EngineStartError, SettingsError
-from worker.requests import DEFAULT_MAX_TOKENS, Options, Request
+from worker.requests import Options, Request
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -261,30 +262,11 @@ class VllmEngine:
     def _sampling(self, request: Request, prompt_tokens: int) -> SamplingParams:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        room = self.max_model_len - prompt_tokens
-        if room < 1:
-            raise BadRequest(self._too_long(request, str(prompt_tokens)))
-        options = request.options
-        limits = {"max_tokens": request.max_tokens, "min_tokens": options.min_tokens}
-        for name, tokens in limits.items():
-            if tokens and tokens > room:
-                raise BadRequest(
-                    f"options.{name}: {tokens} is not allowed; it must be at most {room}, what a "
-                    f"prompt of {prompt_tokens} tokens leaves of max_model_len {self.max_model_len}"
-                )
-        values = self._defaults | _vllm_names(options)
-        wanted = request.max_tokens or max(
-            values.get("max_tokens") or DEFAULT_MAX_TOKENS, options.min_tokens or 0
+        values = self._defaults | _vllm_names(request.options)
+        values["max_tokens"] = answer_tokens(
+            request, prompt_tokens, self.max_model_len, values.get("max_tokens")
         )
-        values["max_tokens"] = min(wanted, room)
         return SamplingParams(**values, output_kind=RequestOutputKind.DELTA)
-
-    def _too_long(self, request: Request, tokens: str) -> str:
-        field = "prompt" if request.prompt is not None else "messages"
-        return (
-            f"{field}: {tokens} tokens are not allowed; it must be at most "
-            f"{self.max_model_len - 1}, one less than max_model_len"
-        )
 
     def _as_tripod_error(self, error: Exception, request: Request) -> Exception:
         from vllm.exceptions import VLLMClientError, VLLMValidationError
@@ -295,10 +277,10 @@ class VllmEngine:
         if isinstance(error, EngineDeadError):
             return EngineDead("the engine died")
         if isinstance(error, VLLMValidationError) and error.parameter == "input_tokens":
-            return BadRequest(self._too_long(request, f"at least {error.value}"))
+            return too_long(request, f"at least {error.value}", self.max_model_len)
         if isinstance(error, VLLMValidationError) and error.parameter == "input_text":
-            return BadRequest(self._too_long(request, f"the {error.value} characters' many"))
-        field = "prompt" if request.prompt is not None else "messages"
+            return too_long(request, f"the {error.value} characters' many", self.max_model_len)
+        field = field_of(request)
         if isinstance(error, VLLMClientError | ValueError | TypeError | KeyError):
             return BadRequest(f"{field} or options: {_first_line(error)}")
         cause = error.__cause__ or error
