@@ -27,6 +27,10 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
         from worker import api
 
         return api.serve(settings)
+    if settings.mode_to_run == "rpc":
+        from worker import rpc
+
+        return rpc.serve(settings)
     return asyncio.run(_pod(settings, environment))
 
 
