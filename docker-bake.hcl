@@ -1,11 +1,13 @@
 # The images that this repository makes: `docker buildx bake NAME`, `--print` to see what it would do.
 #
 #   {cuda,rocm,cpu}-{bundled,unbundled}   one Dockerfile over vLLM's three official images
+#   llama-{cpu,cuda,rocm}-{bundled,unbundled}   the same over llama.cpp, for GGUF models
+#   {mlc,tabby}-{bundled,unbundled}       the same over MLC and TabbyAPI; nobody has run these yet
 #   model-NAME                            a ready-made model, over CUDA
 #   iteration                             a new worker/ over an image that exists
 #
-# Set IMAGE to push somewhere, MODEL and MODEL_REVISION for the bundled ones, HF_TOKEN for gated
-# models: it reaches the build as a secret and stands in no layer.
+# Set IMAGE to push somewhere, MODEL and MODEL_REVISION for the bundled ones (GGUF for those of
+# llama.cpp), HF_TOKEN for gated models: it reaches the build as a secret and stands in no layer.
 
 variable "IMAGE" {
   default = "tripod"
@@ -21,6 +23,10 @@ variable "MODEL" {
 
 variable "MODEL_REVISION" {
   default = ""
+}
+
+variable "GGUF" {
+  default = "Qwen/Qwen3-8B-GGUF:Q4_K_M"
 }
 
 group "default" {
@@ -51,6 +57,44 @@ target "variant" {
     MODEL_REVISION = weights == "bundled" ? MODEL_REVISION : ""
   }
   tags = ["${IMAGE}:${base.name}-${weights}"]
+}
+
+target "base" {
+  context    = "."
+  dockerfile = "deploy/bases.Dockerfile"
+  platforms  = ["linux/amd64"]
+  name       = "base-${base.name}"
+  matrix = {
+    base = [
+      { name = "llama-cpu", stage = "llama-cpu", gpu = "" },
+      { name = "llama-cuda", stage = "llama-gpu", gpu = "cuda" },
+      { name = "llama-rocm", stage = "llama-gpu", gpu = "rocm" },
+      { name = "mlc", stage = "mlc", gpu = "" },
+      { name = "tabby", stage = "tabby", gpu = "" },
+    ]
+  }
+  target = base.stage
+  args = {
+    LLAMA_GPU = base.gpu
+  }
+}
+
+target "engine" {
+  inherits = ["worker"]
+  name     = "${base}-${weights}"
+  matrix = {
+    base    = ["llama-cpu", "llama-cuda", "llama-rocm", "mlc", "tabby"]
+    weights = ["bundled", "unbundled"]
+  }
+  contexts = {
+    engine = "target:base-${base}"
+  }
+  args = {
+    BASE_IMAGE     = "engine"
+    MODEL          = weights == "unbundled" ? "" : contains(["mlc", "tabby"], base) ? MODEL : GGUF
+    MODEL_REVISION = weights == "bundled" ? MODEL_REVISION : ""
+  }
+  tags = ["${IMAGE}:${base}-${weights}"]
 }
 
 # weights_gb: what is downloaded, in 10^9 bytes: parameters x bytes each.

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.engine import BASE, CACHE, ROOT, Built, Engine
+from tests.image.engine import BASE, CACHE, LLAMA, ROOT, Built, Engine
 from tests.preload.hub import Hub, Running
 
 MODEL = "tripod/tiny"
+GGUF = "tripod/tiny-gguf:tiny-f32.gguf"
 BUNDLED = "localhost/tripod-test/bundled"
 ITERATION = "localhost/tripod-test/iteration"
 RUN: list[Engine] = []
@@ -76,6 +77,8 @@ def recipe(wheels: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Re
     shutil.copytree(ROOT / "models" / "tiny", folder / "tiny")
     hub = Hub(token=token)
     hub.add(MODEL, folder / "tiny", gated=True)
+    shutil.copytree(ROOT / "models" / "tiny-gguf", folder / "tiny-gguf")
+    hub.add(GGUF.partition(":")[0], folder / "tiny-gguf")
     with Running(hub) as running:
         yield Recipe(
             {"BASE_IMAGE": BASE, "MODEL": MODEL, "HF_ENDPOINT": running.url},
@@ -96,4 +99,14 @@ def iteration(engine: Engine, bundled: Built) -> Built:
     """Dockerfile.iteration over it: what the container tests run."""
     return engine.build(
         ITERATION, dockerfile="Dockerfile.iteration", arguments={"WORKER_IMAGE": bundled.image}
+    )
+
+
+@pytest.fixture(scope="session")
+def llama(engine: Engine, recipe: Recipe) -> Built:
+    """The real Dockerfile over llama.cpp's base, with a GGUF model baked in."""
+    return engine.build(
+        "localhost/tripod-test/llama-bundled",
+        arguments=recipe.arguments | {"BASE_IMAGE": LLAMA, "MODEL": GGUF},
+        secrets=recipe.secrets,
     )

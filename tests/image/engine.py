@@ -16,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "image"
 BASE = "localhost/tripod-test/base"
+LLAMA = "localhost/tripod-test/llama"
 CLONE_NEWNET = 0x40000000
 
 

@@ -9,6 +9,8 @@ cd "$(dirname "$0")/../.."
 cache=$PWD/.cache/image
 root=localhost/tripod-test/root
 base=localhost/tripod-test/base
+newer=localhost/tripod-test/newer
+llama=localhost/tripod-test/llama
 
 say() { printf 'image-test: %s\n' "$*"; }
 stop() { say "$*" >&2; exit 1; }
@@ -82,10 +84,10 @@ fi
 # ---- wheels, fetched with pip as this machine has it configured; the builds see only this folder
 
 pins() { sort -u requirements/cpu.txt requirements/image.txt; }
-wanted=$({ pins; cat tests/image/Dockerfile.base tests/image/setup.sh; } | cksum)
+wanted=$({ pins; cat tests/image/Dockerfile.base tests/image/setup.sh deploy/bases.Dockerfile; } | cksum)
 if [ "$(cat "$cache/base/built-$engine" 2>/dev/null)" = "$wanted" ] &&
-    $engine image inspect $base >/dev/null 2>&1; then
-    say "nothing to do ($engine, $base)"
+    $engine image inspect $base $llama >/dev/null 2>&1; then
+    say "nothing to do ($engine, $base, $llama)"
     exit 0
 fi
 
@@ -94,9 +96,18 @@ context=$cache/base
 mkdir -p "$context/wheels"
 if [ $engine = docker ]; then
     root=debian:bookworm-slim
-elif ! podman image inspect $root >/dev/null 2>&1; then
-    say "making a Debian in the background"
-    mmdebstrap --quiet --variant=minbase bookworm "$cache/root.tar" >"$cache/root.log" 2>&1 &
+    newer=debian:forky-slim
+elif ! podman image inspect $root $newer >/dev/null 2>&1; then
+    say "making two Debians in the background"
+    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    # shellcheck disable=SC2016 # apt-get expands that
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | head -n 1)
+    {
+        mmdebstrap --quiet --variant=minbase bookworm "$cache/root.tar" &&
+            # A mirror may be weeks behind with a suite that changes daily.
+            mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' \
+                forky "$cache/newer.tar" "deb [signed-by=$keyring] $mirror forky main"
+    } >"$cache/root.log" 2>&1 &
     debian=$!
 fi
 
@@ -113,19 +124,33 @@ pins | grep -v '^torch==' >"$cache/wheels.txt"
 fetch -r "$cache/wheels.txt" "$(grep '^uv==' requirements/dev.txt)" ||
     stop "the wheels could not be fetched: see $cache/wheels.log"
 
+# The newer Debian has a newer Python, and image.txt is installed there too.
+grep -v 'python_version < "3.14"' requirements/image.txt >"$cache/newer.txt"
+fetch --python-version 3.14 -r "$cache/newer.txt" ||
+    stop "the wheels could not be fetched: see $cache/wheels.log"
+
 if [ -n "${debian-}" ]; then
     wait "$debian" || stop "mmdebstrap failed: see $cache/root.log"
     podman import --quiet "$cache/root.tar" $root >/dev/null
-    rm "$cache/root.tar"
+    podman import --quiet "$cache/newer.tar" $newer >/dev/null
+    rm "$cache/root.tar" "$cache/newer.tar"
 fi
 
-# ---- the stand-in
+# ---- the base of llama.cpp, which is a real one, and the stand-in for vLLM's
+
+build() {
+    tag=$1
+    shift
+    [ $engine = docker ] || set -- --pull=never --layers --format docker "$@"
+    $engine build --network host --tag "$tag" "$@" >"$cache/${tag##*/}.log" 2>&1 ||
+        stop "$tag was not built: $(tail -n 1 "$cache/${tag##*/}.log"); see $cache/${tag##*/}.log"
+}
+
+say "building $llama"
+build $llama --build-arg DEBIAN=$newer --target llama-cpu --file deploy/bases.Dockerfile "$context"
 
 say "building $base"
 cp requirements/cpu.txt "$context/cpu.txt"
-set -- --network host --build-arg ROOT=$root --tag $base --file tests/image/Dockerfile.base
-[ $engine = docker ] || set -- --pull=never --layers --format docker "$@"
-$engine build "$@" "$context" >"$cache/base.log" 2>&1 ||
-    stop "the stand-in was not built: $(tail -n 1 "$cache/base.log"); see $cache/base.log"
+build $base --build-arg ROOT=$root --file tests/image/Dockerfile.base "$context"
 printf '%s' "$wanted" >"$context/built-$engine"
 say "done in $(($(date +%s) - begin)) s"

@@ -11,7 +11,10 @@ import pytest
 from tests.image.engine import CACHE, ROOT, Engine
 
 TOOLS = CACHE / "tools" / "bin"
-DOCKERFILES = ("Dockerfile", "Dockerfile.iteration", "tests/image/Dockerfile.base")
+DOCKERFILES = (
+    *("Dockerfile", "Dockerfile.iteration"),
+    *("deploy/bases.Dockerfile", "tests/image/Dockerfile.base"),
+)
 SCRIPTS = ("start.sh", "requirements/llama.sh", "requirements/setup.sh", "tests/image/setup.sh")
 CONTEXT_TOKENS = 25_000
 ENGINE_GIB = 2
@@ -69,11 +72,20 @@ def test_every_argument_that_is_baked_with_is_one_of_the_dockerfile(bake: dict[s
     assert {base["name"] for base in targets["variant"]["matrix"]["base"]} == {
         *("cuda", "rocm", "cpu")
     }
-    assert targets["variant"]["matrix"]["weights"] == ["bundled", "unbundled"]
+    for kind in ("variant", "engine"):
+        assert targets[kind]["matrix"]["weights"] == ["bundled", "unbundled"]
     for target in targets.values():
         dockerfile = (ROOT / target.get("dockerfile", "Dockerfile")).read_text(encoding="utf-8")
         declared = set(re.findall(r"^ARG (\w+)", dockerfile, re.MULTILINE))
         assert target.get("args", {}).keys() <= declared
+
+
+def test_every_base_is_a_stage_and_every_engine_has_one(bake: dict[str, Any]) -> None:
+    targets = blocks(bake, "target")
+    dockerfile = (ROOT / targets["base"]["dockerfile"]).read_text(encoding="utf-8")
+    bases = targets["base"]["matrix"]["base"]
+    assert {base["stage"] for base in bases} <= set(re.findall(r" AS ([\w-]+)$", dockerfile, re.M))
+    assert [base["name"] for base in bases] == targets["engine"]["matrix"]["base"]
 
 
 def test_the_memory_of_each_ready_made_model_is_its_weights_and_its_cache(

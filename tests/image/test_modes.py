@@ -250,6 +250,36 @@ def test_serverless(engine: Engine, iteration: Built, island: Island) -> None:
             assert answer["output"][-1]["usage"]["completion_tokens"] == 1800
 
 
+def test_llama_cpp_alone_and_shared_with_a_backend(
+    engine: Engine, llama: Built, island: Island
+) -> None:
+    """One image in both roles: it lends itself, and it answers jobs with what is lent to it."""
+    settings = ("--env", "MODE_TO_RUN=serverless", "--env", "CONCURRENCY_MODIFIER=2")
+    endpoint = island.endpoint
+    greedy = {"prompt": "import os\n\ndef ", "options": {"max_tokens": 24, "temperature": 0}}
+    with engine.container(llama.image, *island.options, *settings) as worker:
+        worker.says("taking jobs")
+        assert worker.find("/models/tripod--tiny-gguf")
+        alone = endpoint.runsync(greedy)
+        assert alone["status"] == "COMPLETED", alone
+        code, seconds = worker.stop(SHUTDOWN_TIMEOUT)
+        assert code == 0, worker.text()
+        engine.figures["SIGTERM to exit 0 of llama.cpp"] = f"{seconds:.1f} s"
+
+    lends = ("--env", "MODE_TO_RUN=rpc")
+    shares = ("--env", "RPC_BACKENDS=127.0.0.1:50052")
+    with (
+        engine.container(llama.image, *island.options, *lends) as backend,
+        engine.container(llama.image, *island.options, *settings, *shares) as worker,
+    ):
+        backend.says("private networks only")
+        worker.says("taking jobs")
+        assert worker.find("127.0.0.1:50052")
+        assert endpoint.runsync(greedy)["output"][0]["text"] == alone["output"][0]["text"]
+        assert worker.stop(SHUTDOWN_TIMEOUT)[0] == 0, worker.text()
+        assert backend.stop(SHUTDOWN_TIMEOUT)[0] == 0, backend.text()
+
+
 def test_pod(engine: Engine, bundled: Built, iteration: Built, keys: Keys, tmp_path: Path) -> None:
     """ssh, scp, `python -m worker try` with an edit while the engine stays loaded, JupyterLab."""
     described = engine.inspect(bundled.image)
