@@ -19,12 +19,11 @@ import runpod
 from runpod.http_client import AsyncClientSession, ClientSession, TooManyRequests
 from runpod.serverless.modules import rp_http, rp_scale
 
-from preload.weights import WeightsError
 from worker import engines, stock_loop
 from worker.chunks import Chunk
 from worker.delivery import Delivery, Outbox
 from worker.engines.base import Engine
-from worker.errors import Lost, SettingsError, ShuttingDown, TripodError
+from worker.errors import Lost, ShuttingDown
 from worker.handler import handler
 from worker.jobs import DIED, Running, error_of, failure, log_outcome, until_deadline
 from worker.settings import Settings
@@ -105,20 +104,11 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
             log.info("jobs: %s", ", ".join(f"{self.ended[kind]} {kind}" for kind in kinds))
 
     async def _start_engine(self) -> bool:
-        start = asyncio.create_task(engines.start(self._settings))
-        stop = asyncio.create_task(self._shutdown_event.wait())
-        await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if not start.done():
-            log.info("told to stop while the engine was starting")
-            start.cancel()
+        started = await engines.start_unless(self._shutdown_event, self._settings)
+        if isinstance(started, int):
+            self.exit_code = started
             return False
-        stop.cancel()
-        try:
-            self._engine = start.result()
-        except (TripodError, WeightsError) as error:
-            log.error("%s", error, exc_info=error.__cause__)
-            self.exit_code = 2 if isinstance(error, SettingsError) else 1
-            return False
+        self._engine = started
         wanted = self._settings.concurrency_modifier
         self.current_concurrency = self._engine.slots if wanted == "auto" else wanted
         log.info("taking jobs, %d at once", self.current_concurrency)
@@ -155,7 +145,7 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
 
     async def _drain(self, begin: float, grace: float) -> None:
         """Let jobs end within `grace` seconds, the last of which are for delivery and clean-up."""
-        reserve = min(5.0, grace * 0.4)
+        reserve = engines.delivery_reserve(grace)
         error = ShuttingDown(
             f"the worker was told to stop, and the job did not end within {grace - reserve:g} "
             f"of its SHUTDOWN_TIMEOUT of {grace:g} seconds"
