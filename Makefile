@@ -21,7 +21,7 @@ run: setup ## a local Runpod endpoint with a real worker and the bundled model; 
 		exec $(BIN)/python -m emulator --port $(PORT) -- $(BIN)/python -m worker
 
 test: setup ## the whole test suite
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 image-test: setup ## build the images and run them in every mode; needs root, and podman or Debian
 	@TORCH_INDEX="$(TORCH_INDEX)" sh tests/image/setup.sh
