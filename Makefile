@@ -2,13 +2,14 @@
 SHELL := /bin/sh
 PYTHON ?= python3.11
 PORT ?= 8008
+SECONDS ?= 600
 # Only asked when pip's own configuration has no CPU build of torch; PyPI has none.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 # Where `make setup` puts llama.cpp when this machine has none.
 export PATH := $(PATH):$(CURDIR)/.cache/llama.cpp/bin
 
-.PHONY: help setup run test lint image-test
+.PHONY: help setup run test chaos lint image-test
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -22,6 +23,9 @@ run: setup ## a local Runpod endpoint with a real worker and the bundled model; 
 
 test: setup ## the whole test suite
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+chaos: setup ## ten minutes of faults on purpose, and a balance; SECONDS= and SEED= to change
+	@$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 image-test: setup ## build the images and run them in every mode; needs root, and podman or Debian
 	@TORCH_INDEX="$(TORCH_INDEX)" sh tests/image/setup.sh

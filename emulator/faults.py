@@ -87,12 +87,13 @@ class Fault:
 class Faults:
     """The faults in force. Must be used inside one event loop.
 
-    `on_begin(fault)` is called when one begins. The same seed and the same order of calls give
-    the same strikes.
+    `on_begin(fault)` is called when one begins, `on_end(fault)` when its time is up or it is
+    cleared. The same seed and the same order of calls give the same strikes.
     """
 
     def __init__(self, seed: int = 0, first: Sequence[Fault] = ()) -> None:
         self.on_begin: Callable[[Fault], None] = lambda _: None
+        self.on_end: Callable[[Fault], None] = lambda _: None
         self._first = first
         self._faults: list[Fault] = []
         self._timers: list[asyncio.TimerHandle] = []
@@ -109,12 +110,16 @@ class Faults:
         fault.begin = loop.time() + fault.after
         self._faults.append(fault)
         self._timers.append(loop.call_at(fault.begin, self._begin, fault))
+        if fault.lasts is not None:
+            self._timers.append(loop.call_at(fault.begin + fault.lasts, self.on_end, fault))
 
     def clear(self) -> None:
         """End every fault now."""
         for timer in self._timers:
             timer.cancel()
-        self._timers, self._faults = [], []
+        cleared, self._timers, self._faults = self._faults, [], []
+        for fault in cleared:
+            self.on_end(fault)
 
     def strike(self, call: str) -> list[Fault]:
         """The faults that strike this call, in the order they were added; they are counted."""

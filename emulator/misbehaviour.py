@@ -81,7 +81,7 @@ class Misbehaviour:
         self.connections = connections
         self._under_way: dict[Address, str] = {}
         self._again: dict[str, list[dict[str, Any]]] = {}
-        faults.on_begin = self._begin
+        faults.on_begin, faults.on_end = self._begin, self._renew_polls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = call_of(scope["path"]) if scope["type"] == "http" else None
@@ -139,7 +139,7 @@ class Misbehaviour:
             self.endpoint.give_back(self._jobs(answer))
 
     def _begin(self, fault: Fault) -> None:
-        """The clock jumps; an outage cuts what is under way; for others open polls begin anew."""
+        """The clock jumps; an outage cuts what is under way; others strike open polls as well."""
         if fault.kind == "clock":
             self.endpoint.jump_clock(float(fault.value or 0))
         elif fault.kind == "outage":
@@ -147,11 +147,15 @@ class Misbehaviour:
                 if call in CALLS[fault.call] and peer in self.connections:
                     self.connections[peer].abort()
         else:
-            for worker_id, worker in self.endpoint.workers.items():
-                if "job-take" in CALLS[fault.call]:
-                    self.endpoint.answer_polls(worker_id)
-                if "job-stop" in CALLS[fault.call]:
-                    worker.wake_stop_polls()
+            self._renew_polls(fault)
+
+    def _renew_polls(self, fault: Fault) -> None:
+        """Answer open long polls, since it was at their beginning that a fault struck or not."""
+        for worker_id, worker in self.endpoint.workers.items():
+            if "job-take" in CALLS[fault.call]:
+                self.endpoint.answer_polls(worker_id)
+            if "job-stop" in CALLS[fault.call]:
+                worker.wake_stop_polls()
 
     def _stop(self, call: str, scope: Scope, answer: Answer) -> None:
         """A stop signal at a bad moment: a job just handed out, or one that has just ended."""

@@ -248,6 +248,19 @@ async def test_an_open_poll_begins_anew_so_that_the_fault_strikes_it(rig: Rig) -
         await rig.take()
 
 
+async def test_an_open_poll_is_not_struck_by_a_fault_that_has_ended(rig: Rig) -> None:
+    for ended in ("job-take:drop=after,for=100ms", "job-take:drop=after,for=1h"):
+        rig.fault(ended)
+        taking = asyncio.create_task(rig.http.get("job-take/w1"))
+        await soon(lambda: rig.faults.describe()[0]["struck"], 5, "the open poll")
+        if "1h" in ended:
+            rig.faults.clear()
+        with pytest.raises(httpx.RemoteProtocolError):
+            await taking
+        job = await rig.run()
+        assert await rig.take() == [job]
+
+
 async def test_a_job_is_handed_out_again_to_the_same_worker(rig: Rig) -> None:
     job = await rig.run()
     rig.fault("job-take:duplicate,count=1")

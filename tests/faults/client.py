@@ -17,7 +17,7 @@ CODE = "import os\n\ndef "
 
 @dataclass(frozen=True)
 class Ask:
-    """A job's input, and how the text of its answer is read."""
+    """A job's input, the text of its only right answer, and how that is read from an output."""
 
     kind: str
     text: str
@@ -25,14 +25,14 @@ class Ask:
     read: Callable[[list[Any]], str]
 
 
-def known(number: int, words: int = 24) -> str:
-    """A text that no other number has, and in which no part stands twice."""
-    return " ".join(f"{number}.{word}" for word in range(words))
+def known(number: int, words: int) -> str:
+    """JSON of a text that no other number has, and in which no part stands twice."""
+    return json.dumps(" ".join(f"{number}.{word}" for word in range(words)))
 
 
 def _forced(text: str) -> dict[str, Any]:
-    """Options by which the engine can only answer with this text, as JSON."""
-    schema = {"name": "known", "schema": {"const": text}}
+    """Options by which the engine can only answer with this JSON."""
+    schema = {"name": "known", "schema": {"const": json.loads(text)}}
     return {
         "response_format": {"type": "json_schema", "json_schema": schema},
         "max_tokens": 1000,
@@ -41,7 +41,7 @@ def _forced(text: str) -> dict[str, Any]:
 
 
 def normal(number: int) -> Ask:
-    text = known(number)
+    text = known(number, 24)
     job_input = {"prompt": CODE, "answerType": "normal", "options": _forced(text)}
     return Ask("normal", text, job_input, joined)
 
@@ -54,19 +54,22 @@ def stream(number: int, words: int = 24) -> Ask:
 
 def chat(number: int) -> Ask:
     """OpenAI's route, answered with text of server-sent events."""
-    text = known(number)
+    text = known(number, 24)
     call = {"messages": [{"role": "user", "content": CODE}], "stream": True, **_forced(text)}
     job_input = {"openai_route": "/v1/chat/completions", "openai_input": call}
     return Ask("openai", text, job_input, of_events)
 
 
+def answer_of(ask: Ask, output: list[Any]) -> str:
+    return ask.read(output).strip()
+
+
 def joined(chunks: list[Any]) -> str:
-    """The text of a stream; a repetition says by its `offset` what it repeats."""
+    """The text of a stream; a repetition says by its `offset` what it repeats. A gap is `?`."""
     text = ""
     for chunk in chunks:
         offset = chunk.get("offset", len(text))
-        assert offset <= len(text), f"{offset - len(text)} characters are missing after {text!r}"
-        text = text[:offset] + chunk["text"]
+        text = text[:offset].ljust(offset, "?") + chunk["text"]
     return text
 
 

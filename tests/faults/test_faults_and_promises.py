@@ -1,15 +1,15 @@
 """A table of faults and promises: the real worker and engine under a platform that misbehaves."""
 
 import asyncio
-import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 
 import psutil
 import pytest
 
-from tests.faults.client import CODE, Ask, Client, chat, joined, normal, stream
+from tests.faults.client import CODE, Client, answer_of, chat, joined, normal, stream
 from tests.faults.conftest import SHUTDOWN_TIMEOUT
 from tests.support import Endpoint, left, soon
 
@@ -78,17 +78,15 @@ async def test_no_client_notices(
     with subtests.test("every result arrives, complete and right"):
         for ask, end in zip(asks, ends, strict=True):
             assert end["status"] == "COMPLETED", end
-            assert text_of(ask, end["output"]) == ask.text
+            assert answer_of(ask, end["output"]) == ask.text
     with subtests.test("streams come in order, with no gap and nothing twice"):
         for ask, streamed in zip(asks, streams, strict=True):
-            assert text_of(ask, streamed) == ask.text
+            assert answer_of(ask, streamed) == ask.text
     with subtests.test("each job runs once"):
         for job in jobs:
-            assert sum(f"{job} | ✓ finished" in line for line in served.output.lines) == 1
-
-
-def text_of(ask: Ask, output: list) -> str:
-    return str(json.loads(ask.read(output)))
+            line = f"{job} | ✓ finished"
+            await soon(lambda line=line: served.output.find(line), 20, line)
+            assert sum(line in other for other in served.output.lines) == 1
 
 
 @pytest.mark.usefixtures("steady")
@@ -118,7 +116,7 @@ async def test_a_refused_chunk_leaves_the_result_whole(client: Client) -> None:
         job = await client.run(ask.input)
         end = await client.finished(job)
     assert end["status"] == "COMPLETED"
-    assert text_of(ask, end["output"]) == ask.text
+    assert answer_of(ask, end["output"]) == ask.text
 
 
 @pytest.mark.usefixtures("steady")
@@ -129,7 +127,7 @@ async def test_a_job_cancelled_while_it_is_handed_out(served: Endpoint, client: 
     assert {end["status"] for end in ends} == {"CANCELLED"}
     other = normal(1)
     end = await client.finished(await client.run(other.input))
-    assert text_of(other, end["output"]) == other.text
+    assert answer_of(other, end["output"]) == other.text
 
 
 @pytest.mark.usefixtures("steady")
@@ -145,7 +143,7 @@ async def test_a_failed_job_that_is_retried_runs_again(client: Client) -> None:
 @pytest.mark.usefixtures("steady")
 async def test_jobs_outlast_a_jump_of_the_workers_clock(served: Endpoint, client: Client) -> None:
     [worker] = await client.workers()
-    ask = stream(1, words=120)
+    ask = stream(1, words=60)
     for place in ("3600 s ahead", "0 s ahead"):
         job = await client.run(ask.input)
         chunks = client.chunks(job)
@@ -153,7 +151,7 @@ async def test_jobs_outlast_a_jump_of_the_workers_clock(served: Endpoint, client
         os.kill(worker["pid"], signal.SIGUSR2)
         await soon(lambda place=place: served.output.find(place), 10, "the jump")
         rest = [chunk async for chunk in chunks]
-        assert text_of(ask, [first, *rest]) == ask.text
+        assert answer_of(ask, [first, *rest]) == ask.text
         assert (await client.status(job))["status"] == "COMPLETED"
 
 
@@ -175,13 +173,13 @@ async def test_an_outage_of_a_minute_during_64_streams_loses_nothing(
 ) -> None:
     [worker] = await client.workers()
     process = psutil.Process(worker["pid"])
-    options = LONG | {"max_tokens": 1000}
+    options = LONG | {"max_tokens": 1900}
     jobs = [
         await client.run({"prompt": f"{CODE}f{i}", "answerType": "stream", "options": options})
         for i in range(64)
     ]
     streams = [client.chunks(job) for job in jobs]
-    first = await asyncio.gather(*map(anext, streams))
+    first = await anext(streams[-1])
     memory = process.memory_info().rss
     assert len((await client.workers())[0]["jobs_in_progress"]) == 64
     async with client.faulty("all:outage=60s"):
@@ -194,12 +192,12 @@ async def test_an_outage_of_a_minute_during_64_streams_loses_nothing(
         while not reading.done():
             most = max(most, process.memory_info().rss)
             await asyncio.wait([reading], timeout=1)
-        rests = reading.result()
+        *others, last = reading.result()
         ends = await asyncio.gather(*map(client.finished, jobs))
-    for chunk, others, end in zip(first, rests, ends, strict=True):
+    for chunks, end in zip([*others, [first, *last]], ends, strict=True):
         assert end["status"] == "COMPLETED"
-        assert end["output"][-1]["usage"]["completion_tokens"] == 1000
-        assert joined([chunk, *others]) == "".join(part["text"] for part in end["output"])
+        assert end["output"][-1]["usage"]["completion_tokens"] == 1900
+        assert joined(chunks) == "".join(part["text"] for part in end["output"])
     assert most < memory + (64 << 20)
 
 
@@ -217,6 +215,6 @@ async def test_sigterm_during_an_outage_ends_in_time_and_says_what_is_lost(
         end = await client.finished(job)
     lines = [line for line in served.output.lines if job in line]
     assert "lost" in lines[-1]
-    assert served.output.find("1 lost")
+    assert re.search(r"jobs: .*[1-9]\d* lost", served.output.text())
     assert end["status"] == "FAILED"
     assert end["error"].startswith("worker worker-1 exited with code 0 while this job")
