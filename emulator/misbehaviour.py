@@ -164,7 +164,8 @@ class Misbehaviour:
                 self.endpoint.cancel(job)
         elif call == "job-done":
             worker_id, job_id = scope["path"].split("/")[-2:]
-            self.endpoint.ask_to_stop(worker_id, job_id)
+            if self.endpoint.job(job_id).final:
+                self.endpoint.ask_to_stop(worker_id, job_id)
 
     def _jobs(self, answer: Answer) -> list[Job]:
         """The jobs that an answer to job-take hands out."""
