@@ -12,7 +12,7 @@ SHUTDOWN_TIMEOUT = 8
 CLOCKED_WORKER = [sys.executable, "-m", "tests.faults.clocked_worker"]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def served() -> Iterator[Endpoint]:
     with endpoint(
         command=CLOCKED_WORKER, CONCURRENCY_MODIFIER="64", SHUTDOWN_TIMEOUT=str(SHUTDOWN_TIMEOUT)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import psutil
 import pytest
 
+from tests.chaos import Chaos
 from tests.faults.client import CODE, Client, answer_of, chat, joined, normal, stream
 from tests.faults.conftest import SHUTDOWN_TIMEOUT
 from tests.support import Endpoint, left, soon
@@ -207,6 +208,15 @@ async def test_an_outage_of_a_minute_during_64_streams_loses_nothing(
         assert end["output"][-1]["usage"]["completion_tokens"] == 1900
         assert joined(chunks) == "".join(part["text"] for part in end["output"])
     assert most < memory + (64 << 20)
+
+
+@pytest.mark.usefixtures("steady")
+async def test_a_short_chaos(served: Endpoint, client: Client) -> None:
+    chaos = Chaos(client, served, seed=1)
+    await chaos.run(20)
+    assert not chaos.problems, "\n".join(chaos.problems)
+    assert chaos.outcomes.total() == chaos.sent
+    assert chaos.outcomes["completed"]
 
 
 async def test_sigterm_during_an_outage_ends_in_time_and_says_what_is_lost(
