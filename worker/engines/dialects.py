@@ -63,8 +63,7 @@ class Dialect:
         strip: fields of a client's request that it must not see.
         added: fields of every chat.
         counts: how it counts a prompt's tokens, `llama.cpp` or `vllm`, or None.
-        between_steps: a route that it answers between two steps of the model only, so never
-            while the model hangs; None where there is none.
+        steps: the counter in its /metrics that grows with every step of the model, or None.
     """
 
     owner: str
@@ -73,7 +72,7 @@ class Dialect:
     strip: frozenset[str] = frozenset()
     added: Mapping[str, Any] | None = None
     counts: str | None = None
-    between_steps: str | None = None
+    steps: str | None = None
 
 
 OPENAI = Dialect("", OPENAI_NAMES, frozenset(routes.ALLOWED))
@@ -84,7 +83,7 @@ LLAMA_CPP = Dialect(
     TEXT_ROUTES | {"/v1/embeddings", "/v1/messages", "/v1/rerank"},
     added={"reasoning_format": "none"},
     counts="llama.cpp",
-    between_steps="/metrics",
+    steps="llamacpp:n_decode_total",
 )
 MLC = Dialect("MLC-LLM", OPENAI_NAMES, strip=frozenset({"user"}))
 TABBY = Dialect("tabbyAPI", TABBY_NAMES, TEXT_ROUTES | {"/v1/embeddings"})

@@ -63,7 +63,7 @@ class ServerEngine:
         self._requests: dict[object, bool] = {}
         self._busy = asyncio.Event()
         self._progress = 0.0
-        self._restarting = False
+        self._broken = asyncio.Event()
         self._dead = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -137,7 +137,7 @@ class ServerEngine:
         """
         if self.is_dead():
             raise EngineDead("the engine is not running")
-        if self._restarting:
+        if self._broken.is_set():
             raise self._restart_error()
         mark = object()
         if not self._requests:
@@ -159,13 +159,13 @@ class ServerEngine:
         """What a broken connection to the server means."""
         if self._child:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._child.ended.wait(), 3)
+                await asyncio.wait_for(self._broken.wait(), 3)
         elif not isinstance(error, SSEError) and await self._probe() != 200:
             self._die("the server at ENGINE_URL is gone")
-        if self._restarting or (self._preset.backends and self._has_ended()):
-            return self._restart_error()
         if self.is_dead():
             return EngineDead("the engine died")
+        if self._broken.is_set():
+            return self._restart_error()
         return EngineError(f"the engine broke off its answer: {error!r}")
 
     async def _generate(self, request: Request) -> AsyncGenerator[Delta, None]:
@@ -275,13 +275,13 @@ class ServerEngine:
             try:
                 await self._start()
                 await self._generate_a_little()
-            except EngineStartError as error:
-                if self._child:
-                    self._child.kill()
-                if not self._preset.backends:
-                    raise
+            except _BackendGone as error:
+                assert self._child
+                self._child.kill()
                 backends = ", ".join(self._preset.backends)
-                log.warning("%s; RPC backends: %s; again in %g s", error, backends, pause)
+                log.warning(
+                    "not all RPC backends of %s serve; again in %g s: %s", backends, pause, error
+                )
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, longest)
             else:
@@ -326,9 +326,10 @@ class ServerEngine:
             if child and child.ended.is_set():
                 if is_taken(child.port):
                     return False
-                raise EngineStartError(
-                    f"{self.name} ended with code {child.code} before it was ready; "
-                    f"its last lines:{self._last_lines()}"
+                code = child.code or 0
+                aborted = self._preset.backends and (code < 0 or code >= 128)
+                raise (_BackendGone if aborted else EngineStartError)(
+                    f"{self.name} ended with code {code} before it was ready" + self._last_lines()
                 )
             status = await self._probe()
             if child and status is not None and not child.listens():
@@ -346,7 +347,7 @@ class ServerEngine:
                 if (now_used := child.cpu_seconds()) > used + 0.01:
                     used, since = now_used, time.monotonic()
                 if time.monotonic() - since > self._settings.stall_timeout:
-                    raise EngineStartError(f"{self.name} hangs at its start")
+                    raise _BackendGone(f"{self.name} hangs at its start")
             with suppress(TimeoutError):
                 await asyncio.wait_for(child.ended.wait() if child else asyncio.sleep(1), 0.1)
 
@@ -392,9 +393,9 @@ class ServerEngine:
                 async for _ in deltas:
                     pass
         except (TimeoutError, EngineError) as error:
-            raise EngineStartError(
-                f"{self.name} is up but generates nothing: {error or 'it is silent'}; "
-                f"its last lines:{self._last_lines()}"
+            raise (_BackendGone if self._preset.backends else EngineStartError)(
+                f"{self.name} is up but generates nothing: {error or 'it is silent'}"
+                + self._last_lines()
             ) from None
         except BadRequest as refused:
             log.info("no warm-up generation: %s", refused)
@@ -421,7 +422,7 @@ class ServerEngine:
             if not self._preset.backends:
                 self._die(why)
                 return
-            self._restarting = True
+            self._broken.set()
             log.error("%s: %s; it is restarted%s", self.name, why, self._last_lines())
             assert self._child
             self._child.kill()
@@ -431,8 +432,11 @@ class ServerEngine:
             except TimeoutError:
                 self._die("its RPC backends did not come back within STARTUP_TIMEOUT")
                 return
+            except EngineStartError as error:
+                self._die(str(error))
+                return
             log.info("%s is ready again", self.name)
-            self._restarting = False
+            self._broken.clear()
 
     async def _stalled(self) -> None:
         """Return when requests run and no token has come for STALL_TIMEOUT seconds."""
@@ -440,39 +444,45 @@ class ServerEngine:
         while True:
             await self._busy.wait()
             quiet = time.monotonic() - self._progress
-            if quiet < limit / 2:
-                await asyncio.sleep(limit / 2 - quiet)
-            elif await self._works(limit / 2):
-                self.progressed()
-            elif self._requests and time.monotonic() - self._progress >= limit:
+            if quiet < limit / 4:
+                await asyncio.sleep(limit / 4 - quiet)
+            elif quiet >= limit:
                 return
+            elif await self._works(limit - quiet):
+                self.progressed()
 
     async def _works(self, patience: float) -> bool:
-        """Whether the model itself gets on, whatever /health says."""
+        """Whether the model itself gets on within `patience` seconds, whatever /health says."""
         crowded = len(self._requests) >= self.slots and not any(self._requests.values())
-        if self.dialect.between_steps is None and crowded:
+        if self.dialect.steps is None and crowded:
             return True  # a probe would wait for whole answers; a job's own time-out ends them
-        begin = time.monotonic()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                if self.dialect.between_steps:
-                    response = await self.http.get(self.dialect.between_steps)
-                else:
-                    model = self.models[self.model_name]["id"]
-                    body = {"model": model, "prompt": "Hello", "max_tokens": 1}
-                    response = await self.http.post("/v1/completions", json=body)
-            return response.status_code < 500
-        except (TimeoutError, httpx.HTTPError):
-            await asyncio.sleep(begin + patience - time.monotonic())
-            return False
+                before = await self._steps()
+                while self._requests:
+                    await asyncio.sleep(min(1, patience / 4))
+                    if (now := await self._steps()) is not None and now != before:
+                        return True
+        return False
 
-    def _has_ended(self) -> bool:
-        return self._child is not None and self._child.ended.is_set()
+    async def _steps(self) -> object:
+        """Something that changes with every step of the model; None where there is no answer."""
+        try:
+            if self.dialect.steps:
+                lines = (await self.http.get("/metrics")).text.splitlines()
+                return next((line for line in lines if line.startswith(self.dialect.steps)), None)
+            model = self.models[self.model_name]["id"]
+            body = {"model": model, "prompt": "Hello", "max_tokens": 1}
+            answer = await self.http.post("/v1/completions", json=body)
+        except httpx.HTTPError:
+            return None
+        return object() if answer.status_code < 500 else None
 
     def _die(self, why: str) -> None:
         if not self._dead.is_set():
             log.error("%s: %s%s", self.name, why, self._last_lines())
             self._dead.set()
+            self._broken.set()
             if self._child:
                 self._child.kill()
 
@@ -482,6 +492,10 @@ class ServerEngine:
 
     def _last_lines(self) -> str:
         return f"; its last lines:{self._child.last_lines()}" if self._child else ""
+
+
+class _BackendGone(EngineStartError):
+    """llama.cpp aborted or hung at its start, as it does when an RPC backend is not there."""
 
 
 class _Answer:
