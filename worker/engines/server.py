@@ -377,7 +377,9 @@ class ServerEngine:
             log.info("%s serves %s, owned by %s", self.name, ", ".join(entries), owner)
         if self._preset.program is None and not self._settings.served_model_name:
             self.model_name = str(first["id"])
-        self.models = (entries if self._preset.program is None else {}) | {self.model_name: first}
+            self.models = entries
+        else:
+            self.models = {self.model_name: first}
         limit = first.get("max_model_len") or (first.get("meta") or {}).get("n_ctx")
         if limit and int(limit) < self.max_model_len:
             self.max_model_len = int(limit)
