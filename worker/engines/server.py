@@ -39,6 +39,8 @@ PROBE_TIMEOUT = 2.0
 PORTS_TRIED = 5
 """Free ports that may turn out to be somebody else's before the start is given up."""
 
+WRONG_KEY = "the server refuses us: ENGINE_API_KEY is wrong or missing"
+
 RESTART_PAUSES = (1.0, 30.0)
 """Seconds between two starts of a server whose RPC backends are gone: the first, the longest."""
 
@@ -207,6 +209,8 @@ class ServerEngine:
 
     async def _asked(self, path: str, body: dict[str, Any]) -> Any:
         response = await self.http.post(path, json=body)
+        if response.status_code in {401, 403}:
+            raise EngineError(WRONG_KEY)
         if response.status_code != 200:
             message = routes.error_of(response)["message"]
             raise BadRequest(f"{'messages' if 'messages' in body else 'prompt'}: {message}")
@@ -264,6 +268,8 @@ class ServerEngine:
         message = " ".join(str(error["message"]).split())
         if "n_prompt_tokens" in error:
             return too_long(request, str(error["n_prompt_tokens"]), self.max_model_len)
+        if error["code"] in {401, 403}:
+            return EngineError(WRONG_KEY)
         if int(error["code"]) < 500:
             return BadRequest(f"{field_of(request)} or options: {message}")
         return EngineError(f"the engine failed on this job: {message}")
@@ -340,8 +346,9 @@ class ServerEngine:
                 return True
             if not child and status and 400 <= status < 500:
                 raise EngineStartError(
-                    f"ENGINE_URL: the server answers {status} to {self._preset.ready}"
-                    + ("; ENGINE_API_KEY is wrong or missing" if status in {401, 403} else "")
+                    WRONG_KEY
+                    if status in {401, 403}
+                    else f"ENGINE_URL: the server answers {status} to {self._preset.ready}"
                 )
             if child and self._preset.backends:
                 if (now_used := child.cpu_seconds()) > used + 0.01:
