@@ -112,8 +112,9 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 
 
 def error_in(body: object, status: int, said: str = "") -> dict[str, Any]:
-    """OpenAI's error object out of a JSON body; `said` is the message where it holds none."""
+    """OpenAI's error object out of a JSON body, its `code` a number; `said` where it holds none."""
     error = body.get("error", body) if isinstance(body, dict) else None
     if not isinstance(error, dict) or "message" not in error:
         error = error_object(status, said or json.dumps(error)[:500])
-    return error_object(status, "") | error | {"code": status}
+    code = error.get("code")
+    return error_object(status, "") | error | {"code": code if isinstance(code, int) else status}

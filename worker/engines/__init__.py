@@ -110,6 +110,10 @@ def load(settings: Settings) -> Engine:
         wanted = model.parse(settings.model, settings.model_revision or "")
         found = weights.find(wanted, token=token)
         log.info("weights: %s", found.why)
+        if found.gguf and name != "llama.cpp":
+            raise EngineStartError(
+                f"MODEL={settings.model}: ENGINE={name} serves no GGUF file; ENGINE=llama.cpp does"
+            )
     weighed = time.monotonic()
     engine = _create(name, settings, found)
     engine.phases["weights"] = weighed - begin

@@ -146,6 +146,7 @@ class LlamaCpp(Preset):
             "ctx-size": self.max_model_len * self.slots,
             "parallel": self.slots,
             "threads": self._threads,
+            "cache-ram": min(8192, machine.free_memory() // 8 >> 20),  # MiB of old prompts
             "metrics": True,
             "offline": True,
             "log-verbosity": 4,  # from there on it tells on which device the weights lie
@@ -158,6 +159,7 @@ class LlamaCpp(Preset):
         assert self.key
         return {
             "LLAMA_API_KEY": self.key,
+            "LLAMA_ARG_HOST": "127.0.0.1",  # an image may set another
             "OMP_WAIT_POLICY": "passive",  # spinning threads starve each other on busy cores
             "GGML_NO_BACKTRACE": "1",
         }
@@ -309,14 +311,8 @@ PRESETS: dict[str, type[Preset]] = {
 @cache
 def option_names(program: str, *arguments: str) -> frozenset[str]:
     """The long options that a program's help lists, without their dashes."""
-    try:
-        ran = subprocess.run(
-            [program, *arguments], capture_output=True, text=True, timeout=60, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise EngineStartError(f"{program} {' '.join(arguments)} did not answer: {error}") from None
     names: set[str] = set()
-    for line in (ran.stdout + ran.stderr).splitlines():
+    for line in _output(program, *arguments).splitlines():
         if line.lstrip().startswith("-"):
             # Two spaces end the names, unless a comma says that more of them follow.
             head = re.split(r"(?<=[^,\s])\s{2,}", line.strip())[0]
@@ -326,11 +322,18 @@ def option_names(program: str, *arguments: str) -> frozenset[str]:
 
 def _device_memory(program: str | None) -> int:
     """Bytes that are free on the GPUs llama.cpp sees; 0 where it sees none."""
-    if program is None:
-        return 0
-    ran = subprocess.run([program, "--list-devices"], capture_output=True, text=True, timeout=60)
-    free = re.findall(r"\(\d+ MiB, (\d+) MiB free\)", ran.stdout + ran.stderr)
-    return sum(map(int, free)) << 20
+    told = _output(program, "--list-devices") if program else ""
+    return sum(map(int, re.findall(r"\(\d+ MiB, (\d+) MiB free\)", told))) << 20
+
+
+def _output(program: str, *arguments: str) -> str:
+    try:
+        ran = subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EngineStartError(f"{program} {' '.join(arguments)} did not answer: {error}") from None
+    return ran.stdout + ran.stderr
 
 
 def _problems(

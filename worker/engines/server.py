@@ -6,7 +6,6 @@ presets.py says how each server is started, dialects.py how it is asked.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -14,13 +13,14 @@ from contextlib import aclosing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from httpx_sse import EventSource, SSEError
+from httpx_sse import SSEError
 
 from worker import routes
 from worker.engines import dialects
+from worker.engines.answers import WRONG_KEY, answers
 from worker.engines.asgi import App, StreamingASGITransport
-from worker.engines.base import Delta, Usage
-from worker.engines.limits import answer_tokens, field_of, too_long
+from worker.engines.base import Delta
+from worker.engines.limits import answer_tokens
 from worker.engines.proxy import Proxy
 from worker.engines.spawned import Spawned, find_program, free_port, is_taken
 from worker.errors import BadRequest, EngineDead, EngineError, EngineStartError
@@ -38,8 +38,6 @@ PROBE_TIMEOUT = 2.0
 
 PORTS_TRIED = 5
 """Free ports that may turn out to be somebody else's before the start is given up."""
-
-WRONG_KEY = "the server refuses us: ENGINE_API_KEY is wrong or missing"
 
 RESTART_PAUSES = (1.0, 30.0)
 """Seconds between two starts of a server whose RPC backends are gone: the first, the longest."""
@@ -173,7 +171,8 @@ class ServerEngine:
     async def _generate(self, request: Request) -> AsyncGenerator[Delta, None]:
         try:
             body = await self._body(request)
-            async with aclosing(self._answers(request, body)) as deltas:
+            reading = answers(self.http, request, body, self.max_model_len, self.progressed)
+            async with aclosing(reading) as deltas:
                 async for delta in deltas:
                     yield delta
         except httpx.HTTPError as error:
@@ -216,64 +215,6 @@ class ServerEngine:
             raise BadRequest(f"{'messages' if 'messages' in body else 'prompt'}: {message}")
         return response.json()
 
-    async def _answers(self, request: Request, body: dict[str, Any]) -> AsyncGenerator[Delta, None]:
-        """The `n` answers, each a request of its own; what piles up becomes one delta."""
-        changed = asyncio.Event()
-        answers = [_Answer(changed) for _ in range(request.options.n)]
-        seeds = [{"seed": body["seed"] + i} if "seed" in body else {} for i in range(len(answers))]
-        tasks = [
-            asyncio.create_task(self._read(request, body | seed, answer))
-            for seed, answer in zip(seeds, answers, strict=True)
-        ]
-        for task in tasks:
-            task.add_done_callback(lambda _: changed.set())
-        unfinished = set(range(len(tasks)))
-        try:
-            while unfinished:
-                await changed.wait()
-                changed.clear()
-                for index in sorted(unfinished):
-                    answer = answers[index]
-                    if tasks[index].done():
-                        tasks[index].result()
-                        unfinished.remove(index)
-                        usage = None if unfinished else _usage(answers)
-                        yield Delta(answer.take(), index, answer.reason, usage)
-                    elif answer.texts:
-                        yield Delta(answer.take(), index)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _read(self, request: Request, body: dict[str, Any], answer: _Answer) -> None:
-        """Read one answer to its end; closing the connection frees the server's slot."""
-        path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
-        async with self.http.stream("POST", path, json=body) as response:
-            if response.status_code != 200:
-                await response.aread()
-                raise self._refusal(request, routes.error_of(response))
-            async for event in EventSource(response).aiter_sse():
-                if event.data == "[DONE]":
-                    break
-                chunk = json.loads(event.data)
-                if "error" in chunk:
-                    raise self._refusal(request, routes.error_in(chunk, 500))
-                if answer.add(chunk):
-                    self.progressed()
-        if answer.reason is None:
-            raise httpx.RemoteProtocolError("the answer ended before it was finished")
-
-    def _refusal(self, request: Request, error: dict[str, Any]) -> Exception:
-        message = " ".join(str(error["message"]).split())
-        if "n_prompt_tokens" in error:
-            return too_long(request, str(error["n_prompt_tokens"]), self.max_model_len)
-        if error["code"] in {401, 403}:
-            return EngineError(WRONG_KEY)
-        if int(error["code"]) < 500:
-            return BadRequest(f"{field_of(request)} or options: {message}")
-        return EngineError(f"the engine failed on this job: {message}")
-
     async def _start_until_ready(self) -> None:
         """Start the server; while RPC backends are missing, again and again."""
         pause, longest = RESTART_PAUSES
@@ -304,7 +245,10 @@ class ServerEngine:
                 port = free_port()
                 command = self._preset.command(self._program, port)
                 url = f"http://127.0.0.1:{port}"
-                self._child = Spawned(self.name, command, self._preset.variables(), port)
+                try:
+                    self._child = Spawned(self.name, command, self._preset.variables(), port)
+                except OSError as error:
+                    raise EngineStartError(f"{self._program} can't be run: {error}") from None
             self.http = httpx.AsyncClient(
                 base_url=url,
                 headers=headers,
@@ -505,37 +449,3 @@ class ServerEngine:
 
 class _BackendGone(EngineStartError):
     """llama.cpp aborted or hung at its start, as it does when an RPC backend is not there."""
-
-
-class _Answer:
-    """What one answer has gathered since it was last asked."""
-
-    def __init__(self, changed: asyncio.Event) -> None:
-        self.texts: list[str] = []
-        self.reason: str | None = None
-        self.usage: dict[str, int] | None = None
-        self._changed = changed
-
-    def add(self, chunk: dict[str, Any]) -> bool:
-        """Take in one chunk of a stream; True when it brings a token."""
-        self.usage = chunk.get("usage") or self.usage
-        choices = chunk.get("choices") or []
-        for choice in choices:
-            text = choice.get("text") or (choice.get("delta") or {}).get("content")
-            if text:
-                self.texts.append(text)
-                self._changed.set()
-            self.reason = choice.get("finish_reason") or self.reason
-        return bool(choices)
-
-    def take(self) -> str:
-        texts, self.texts = self.texts, []
-        return "".join(texts)
-
-
-def _usage(answers: list[_Answer]) -> Usage | None:
-    """The prompt's tokens once, those of all answers together; None where a server tells none."""
-    told = [answer.usage for answer in answers if answer.usage]
-    if len(told) < len(answers):
-        return None
-    return Usage(told[0]["prompt_tokens"], sum(usage["completion_tokens"] for usage in told))
