@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import psutil
 import pytest
 
@@ -21,6 +22,7 @@ from tests.support import (
     GGUF,
     MODEL,
     PATH,
+    START,
     WORKER,
     eventually,
     free_port,
@@ -225,6 +227,46 @@ async def test_the_context_is_fitted_and_told(caplog: pytest.LogCaptureFixture) 
     async with engine() as running:
         assert running.max_model_len == 2048
         assert 1 <= running.slots <= presets.MOST_SLOTS
+
+
+@needs("llama-server")
+def test_api_mode_over_a_server() -> None:
+    port = str(free_port())
+    variables = {"MODE_TO_RUN": "api", "MODEL": str(GGUF), "ENGINE_ARGS": "{}", "PORT": port}
+    variables |= {"API_KEY": "k", "HOST": "127.0.0.1", "SERVED_MODEL_NAME": "tiny"}
+    process, output = start(WORKER, worker_environment(**variables))
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client:
+            eventually(lambda: output.find("ready after"), START, "a ready engine")
+            assert [model.id for model in client.models.list()] == ["tiny"]
+            chat = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
+            chat |= {"temperature": 0, "max_tokens": 24}
+            whole = client.chat.completions.create(**chat).choices[0].message.content
+            parts = client.chat.completions.create(**chat, stream=True)
+            assert "".join(part.choices[0].delta.content or "" for part in parts) == whole
+            with pytest.raises(openai.BadRequestError):
+                client.completions.create(model="tiny", prompt="x", max_tokens="many")
+            with pytest.raises(openai.NotFoundError):
+                client.completions.create(model="nope", prompt="x")
+            with pytest.raises(openai.NotFoundError, match="no route /v1/score"):
+                client.post("/score", body={}, cast_to=object)
+        http = httpx.Client(base_url=url, headers={"Authorization": "Bearer k"})
+        with http:
+            asked = {"prompt": "x", "n_predict": 4, "ignore_eos": True}
+            assert http.post("/completion", json=asked).json()["tokens_predicted"] == 4
+            assert set(http.get("/openapi.json").json()["paths"]) >= {"/v1/completions"}
+            endless = {"prompt": "x", "max_tokens": 1900, "ignore_eos": True}
+            with pytest.raises(httpx.ReadTimeout):
+                http.post("/v1/completions", json=endless, timeout=0.3)
+            idle = "tripod_requests_in_flight 0.0"
+            eventually(lambda: idle in http.get("/metrics").text, 3, "an idle engine")
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        assert process.wait(20) == 0
+        eventually(lambda: not left(family), 5, "no process is left")
+    finally:
+        stop(process)
 
 
 @needs("llama-server")
