@@ -1,17 +1,20 @@
 """`mlc_llm serve` and TabbyAPI as their documentation describes them, for what can't be had here.
 
-Started under the name of one of them. It checks its command line as theirs does, is ready after a
-moment, and tells in its answers which fields a request held.
+Started under the name of one of them. It checks its command line as theirs does, is ready after
+LOADING seconds, and tells in its answers which fields a request held. With HANGS it leaves its
+first caller without an answer.
 """
 
 import argparse
 import json
+import os
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 BEGIN = time.monotonic()
-LOADING = 0.5
+LOADING = float(os.environ.get("LOADING", "0.5"))
+HANGS = iter([True] if os.environ.get("HANGS") else [])
 
 
 def arguments(name: str) -> argparse.Namespace:
@@ -44,6 +47,8 @@ class Handler(BaseHTTPRequestHandler):
     models: dict
 
     def do_GET(self) -> None:
+        if next(HANGS, False):
+            time.sleep(3600)
         ready = time.monotonic() - BEGIN > LOADING
         if self.path == "/health" and self.name == "tabbyapi":
             self.answer(200 if ready else 503, {"status": "healthy" if ready else "unhealthy"})
@@ -99,6 +104,7 @@ def main() -> None:
     while True:
         try:
             server = ThreadingHTTPServer((given.host, port), Handler)
+            server.daemon_threads = True
             break
         except OSError:
             if name != "tabbyapi":

@@ -378,6 +378,36 @@ async def test_mlc_as_its_documentation_has_it(fakes: Path) -> None:
     ]
 
 
+async def test_a_start_has_a_deadline_and_leaves_nothing(
+    fakes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LOADING", "3600")
+    with pytest.raises(EngineStartError, match="not ready after STARTUP_TIMEOUT=2 seconds"):
+        await engines.start(settings(engine="tabby", model=str(fakes), startup_timeout=2))
+    assert children() == []
+    [told] = [record.message for record in caplog.records if "was not ready" in record.message]
+    assert told.startswith("tabby was not ready; its last lines:\n    arguments: ")
+
+
+async def test_a_probe_without_an_answer_is_not_the_last(
+    fakes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HANGS", "yes")
+    async with engine(engine="tabby", model=str(fakes)) as running:
+        assert running.phases["server"] > server.PROBE_TIMEOUT
+
+
+async def test_told_to_stop_during_the_start(fakes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOADING", "3600")
+    stopped = asyncio.Event()
+    fields = settings(engine="tabby", model=str(fakes))
+    starting = asyncio.create_task(engines.start_unless(stopped, fields))
+    await soon(children, 20, "the server's process")
+    stopped.set()
+    assert await asyncio.wait_for(starting, 5) == 0
+    assert children() == []
+
+
 async def test_tabby_as_its_documentation_has_it(
     fakes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -243,10 +243,13 @@ class ServerEngine:
             url = self._settings.engine_url or ""
             if self._program:
                 port = free_port()
-                command = self._preset.command(self._program, port)
+                preset = self._preset
+                command = preset.command(self._program, port)
                 url = f"http://127.0.0.1:{port}"
                 try:
-                    self._child = Spawned(self.name, command, self._preset.variables(), port)
+                    self._child = Spawned(
+                        self.name, command, preset.variables(), port, f"GET {preset.ready} "
+                    )
                 except OSError as error:
                     raise EngineStartError(f"{self._program} can't be run: {error}") from None
             self.http = httpx.AsyncClient(
@@ -272,6 +275,7 @@ class ServerEngine:
         """Wait for the server; False when its port turns out to be another program's."""
         child = self._child
         used, since = 0.0, time.monotonic()
+        pause = 0.05
         while True:
             if child and child.ended.is_set():
                 if is_taken(child.port):
@@ -300,7 +304,8 @@ class ServerEngine:
                 if time.monotonic() - since > self._settings.stall_timeout:
                     raise _BackendGone(f"{self.name} hangs at its start")
             with suppress(TimeoutError):
-                await asyncio.wait_for(child.ended.wait() if child else asyncio.sleep(1), 0.1)
+                await asyncio.wait_for(child.ended.wait() if child else asyncio.sleep(1), pause)
+            pause = min(pause * 1.2, 1)
 
     async def _probe(self) -> int | None:
         """The status of one probe; None when nobody listens, 0 when there is no answer in time."""

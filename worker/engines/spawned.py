@@ -63,10 +63,16 @@ class Spawned:
         name: what messages call it.
         port: what it was told to listen on.
         variables: added to our environment, of which the secrets are kept back.
+        noise: lines of its output that hold this are not kept, such as those about our probes.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], variables: Mapping[str, str], port: int
+        self,
+        name: str,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        port: int,
+        noise: str | None = None,
     ) -> None:
         self.name = name
         self.port = port
@@ -82,6 +88,7 @@ class Spawned:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        self._noise = noise
         self._loop = asyncio.get_running_loop()
         self._reaping = threading.Lock()
         self._gone = threading.Event()
@@ -140,9 +147,11 @@ class Spawned:
     def _read(self) -> None:
         assert self._process.stdout
         with self._process.stdout as output:
-            for line in output:
-                self.lines.append(line.decode("utf-8", "replace").rstrip())
-                log.debug("%s: %s", self.name, self.lines[-1])
+            for raw in output:
+                line = raw.decode("utf-8", "replace").rstrip()
+                if self._noise is None or self._noise not in line:
+                    self.lines.append(line)
+                    log.debug("%s: %s", self.name, line)
 
     def _wait(self) -> None:
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
