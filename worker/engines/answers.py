@@ -100,7 +100,7 @@ def _refusal(request: Request, error: dict[str, Any], max_model_len: int) -> Exc
         return too_long(request, str(error["n_prompt_tokens"]), max_model_len)
     if error["code"] in {401, 403}:
         return EngineError(WRONG_KEY)
-    if error["code"] < 500:
+    if error["code"] < 500 or error["code"] == 501:  # 501: it does not do such a thing
         return BadRequest(f"{field_of(request)} or options: {message}")
     return EngineError(f"the engine failed on this job: {message}")
 

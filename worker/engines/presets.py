@@ -35,6 +35,10 @@ REMOTE_SLOTS = 64
 """The same where the server does not say how many it works on at once."""
 
 
+TABBY_SLOTS = 4
+"""The same for TabbyAPI, which is told the size of its cache and does not reckon it."""
+
+
 class Preset:
     """One kind of server. A subclass says what differs; this one is the `remote` server."""
 
@@ -287,6 +291,11 @@ class Tabby(Preset):
         "cache-size": "MAX_MODEL_LEN and CONCURRENCY_MODIFIER",
         **dict.fromkeys(("host", "port", "disable-auth"), "Tripod"),
     }
+
+    def __init__(self, settings: Settings, weights: Weights | None) -> None:
+        super().__init__(settings, weights)
+        if self.wants_auto() or settings.concurrency_modifier == "auto":
+            self.slots = TABBY_SLOTS
 
     def command(self, program: str, port: int) -> list[str]:
         assert self.weights

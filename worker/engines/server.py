@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 PROBE_TIMEOUT = 2.0
 """Seconds that a server that starts has to answer one probe; some listen before they can."""
 
+GONE_TIMEOUT = 10.0
+"""Seconds that the server at ENGINE_URL has to answer after it broke off an answer."""
+
 PORTS_TRIED = 5
 """Free ports that may turn out to be somebody else's before the start is given up."""
 
@@ -91,6 +94,7 @@ class ServerEngine:
             self.stop()
             raise
         self._keeper = asyncio.create_task(self._keep())
+        self._keeper.add_done_callback(self._kept)
 
     @property
     def app(self) -> App:
@@ -126,6 +130,7 @@ class ServerEngine:
         if self._child:
             self._child.stop()
         self._dead.set()
+        self._broken.set()
 
     @contextmanager
     def running(self, *, shows_tokens: bool) -> Iterator[None]:
@@ -160,7 +165,7 @@ class ServerEngine:
         if self._child:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._broken.wait(), 3)
-        elif not isinstance(error, SSEError) and await self._probe() != 200:
+        elif not isinstance(error, SSEError) and await self._probe(GONE_TIMEOUT) != 200:
             self._die("the server at ENGINE_URL is gone")
         if self.is_dead():
             return EngineDead("the engine died")
@@ -307,10 +312,10 @@ class ServerEngine:
                 await asyncio.wait_for(child.ended.wait() if child else asyncio.sleep(1), pause)
             pause = min(pause * 1.2, 1)
 
-    async def _probe(self) -> int | None:
+    async def _probe(self, timeout: float = PROBE_TIMEOUT) -> int | None:
         """The status of one probe; None when nobody listens, 0 when there is no answer in time."""
         try:
-            response = await self.http.get(self._preset.ready, timeout=PROBE_TIMEOUT)
+            response = await self.http.get(self._preset.ready, timeout=timeout)
         except httpx.ConnectError:
             return None
         except httpx.TransportError:
@@ -396,6 +401,10 @@ class ServerEngine:
             log.info("%s is ready again", self.name)
             self._broken.clear()
 
+    def _kept(self, keeper: asyncio.Task[None]) -> None:
+        if not keeper.cancelled() and (error := keeper.exception()):
+            self._die(f"nobody watches it any more: {error!r}")
+
     async def _stalled(self) -> None:
         """Return when requests run and no token has come for STALL_TIMEOUT seconds."""
         limit = self._settings.stall_timeout
@@ -414,13 +423,15 @@ class ServerEngine:
         crowded = len(self._requests) >= self.slots and not any(self._requests.values())
         if self.dialect.steps is None and crowded:
             return True  # a probe would wait for whole answers; a job's own time-out ends them
+        before = None
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                before = await self._steps()
                 while self._requests:
-                    await asyncio.sleep(min(1, patience / 4))
-                    if (now := await self._steps()) is not None and now != before:
+                    now = await self._steps()
+                    if now is not None and before is not None and now != before:
                         return True
+                    before = now or before
+                    await asyncio.sleep(min(1, patience / 4))
         return False
 
     async def _steps(self) -> object:
