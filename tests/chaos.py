@@ -50,8 +50,6 @@ LONGEST_FAULT = 12.0
 
 CUSTOMERS = 16
 LONG = {"max_tokens": 1500, "ignore_eos": True}
-RUN_LIMIT = 90.0
-"""Seconds that the platform lets a job run; ends those of which no end ever arrived."""
 
 CAUSES = {
     'prompt: "" is not allowed': "bad input",
@@ -66,11 +64,15 @@ LOST, DOUBLED, WRONG = "LOST", "DOUBLED", "WRONG"
 
 @dataclass
 class Chaos:
-    """Customers and trouble on one endpoint. `kills`: workers are ended as well."""
+    """Customers and trouble on one endpoint. `kills`: workers are ended as well.
+
+    `run_limit`: seconds that the platform lets a job run; ends those whose end never arrives.
+    """
 
     client: Client
     served: Endpoint
     seed: int
+    run_limit: float
     kills: bool = False
     console: Console = field(default_factory=Console)
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -109,7 +111,7 @@ class Chaos:
         job_input: Any = ask.input if ask else {"prompt": "", "options": LONG}
         if kind == "cancelled":
             job_input = {"prompt": CODE, "answerType": "stream", "options": LONG}
-        policy = {"executionTimeout": int(RUN_LIMIT * 1000)}
+        policy = {"executionTimeout": int(self.run_limit * 1000)}
         job = await self.client.run(job_input, policy=policy)
         chunks = []
         try:
@@ -117,8 +119,8 @@ class Chaos:
                 async for _ in self.client.chunks(job):
                     await self.client.cancel(job)
             elif kind == "stream":
-                chunks = await self.client.streamed(job, RUN_LIMIT + 30)
-            end = await self.client.finished(job, RUN_LIMIT + 30)
+                chunks = await self.client.streamed(job, self.run_limit + 30)
+            end = await self.client.finished(job, self.run_limit + 30)
         except TimeoutError:
             return self._problem(LOST, job, "it never ended")
         outcome = self._outcome(kind, job, end)
@@ -252,7 +254,7 @@ async def chaos(served: Endpoint, seconds: float, seed: int, workers: int) -> li
             return bool(served.http.get("/health").json()["workers"]["ready"] == workers)
 
         await soon(ready, START, "workers that take jobs")
-        run = Chaos(client, served, seed, kills=True, console=console)
+        run = Chaos(client, served, seed, run_limit=90, kills=True, console=console)
         watching = asyncio.create_task(watch.run())
         try:
             await run.run(seconds)

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import runpod
@@ -170,7 +170,7 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
 
         async for jobs in self._polls(fetch, self.jobs_fetcher_timeout, "jobs"):
             for job in jobs:
-                self._start_job(session, job)
+                self._start_job(job)
             if not self.is_alive():
                 return
             while self._free_slots() < 1:
@@ -219,7 +219,7 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
     def _free_slots(self) -> int:
         return int(self.current_concurrency) - len(self.jobs_tasks)
 
-    def _start_job(self, session: ClientSession, job: Any) -> None:
+    def _start_job(self, job: Any) -> None:
         if not isinstance(job, dict) or not isinstance(job.get("id"), str):
             log.error("the platform handed out something without an id; it can't be answered")
             return
@@ -230,28 +230,31 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
         if job["id"] in self._finished:
             log.warning("handed out again after its end; ignored", extra={"job": job["id"]})
             return
-        self.jobs_tasks[job["id"]] = asyncio.create_task(self.handle_job(session, job))
-
-    async def handle_job(self, session: ClientSession, job: dict[str, Any]) -> None:
-        """One job from its taking to the delivery of its end, and one log line about it."""
         running = Running(job["id"], self._settings.job_timeout)
         outbox = Outbox(self._delivery, running.id)
         self._running[running.id] = running
         self.job_progress.add(running.id)
-        try:
+        task = asyncio.create_task(self._run_job(job, running, outbox))
+        self.jobs_tasks[running.id] = task
+        # A task that is stopped before its first step runs none of its own code.
+        task.add_done_callback(lambda _: self._end_job(running, outbox))
+
+    async def _run_job(self, job: dict[str, Any], running: Running, outbox: Outbox) -> None:
+        """One job from its taking to the delivery of its end."""
+        with suppress(asyncio.CancelledError):  # a stop signal, or _drain, which sets the outcome
             ended = await self._answer(job, running, outbox)
             running.outcome = await self._finish(ended, outbox)
-        except asyncio.CancelledError:
-            pass  # by a stop signal, or by _drain, which has set the outcome
-        finally:
-            self.job_progress.remove(running.id)
-            del self._running[running.id], self.jobs_tasks[running.id]
-            self._slot_freed.set()
-            kind = running.outcome.partition(":")[0]
-            self.ended[kind] += 1
-            if kind == "finished":
-                self._remember(running.id)
-            log_outcome(running, outbox)
+
+    def _end_job(self, running: Running, outbox: Outbox) -> None:
+        """Free its slot, count it, and log one line about it."""
+        self.job_progress.remove(running.id)
+        del self._running[running.id], self.jobs_tasks[running.id]
+        self._slot_freed.set()
+        kind = running.outcome.partition(":")[0]
+        self.ended[kind] += 1
+        if kind == "finished":
+            self._remember(running.id)
+        log_outcome(running, outbox)
 
     async def _answer(self, job: dict[str, Any], running: Running, outbox: Outbox) -> str:
         """Generate and deliver chunks; returns how that ended."""

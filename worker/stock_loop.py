@@ -28,7 +28,6 @@ SDK_SHAPE: dict[tuple[Any, str], tuple[str, ...]] = {
     (rp_scale.JobScaler, "run"): ("self",),
     (rp_scale.JobScaler, "get_jobs"): ("self", "session"),
     (rp_scale.JobScaler, "monitor_stop_signals"): ("self", "session"),
-    (rp_scale.JobScaler, "handle_job"): ("self", "session", "job"),
     (rp_scale.JobScaler, "handle_shutdown"): ("self", "signum", "frame"),
     (rp_scale.JobScaler, "stop_job"): ("self", "job_id"),
     (rp_scale.JobScaler, "kill_worker"): ("self",),
