@@ -112,6 +112,7 @@ def _log_to_stdout(formatter: logging.Formatter) -> None:
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)
         logger.propagate = False
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
 
 
 if __name__ == "__main__":

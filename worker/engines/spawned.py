@@ -87,6 +87,8 @@ class Spawned:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # Ignored as it is here: ggml-rpc-server would end with a client that is killed.
+            restore_signals=False,
         )
         self._noise = noise
         self._loop = asyncio.get_running_loop()
