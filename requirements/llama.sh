@@ -42,10 +42,11 @@ apt() {
         -o APT::Sandbox::User= "$@" >>"$home/apt.log" 2>&1
 }
 
-# The mirrors are those this machine's apt is configured with.
+# The mirrors are those that apt is configured with here, even where it was never updated.
 fetch() {
     # shellcheck disable=SC2016 # apt-get expands that
-    for mirror in $(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | sort -u); do
+    mirrors=$(apt-get indextargets --no-release-info --format '$(REPO_URI)' 'Created-By: Packages')
+    for mirror in $(printf '%s\n' "$mirrors" | sort -u); do
         for suite in $suites; do
             printf 'deb [signed-by=%s] %s %s main\n' "$keyring" "$mirror" "$suite" >"$work/sources.list"
             # shellcheck disable=SC2086
