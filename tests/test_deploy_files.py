@@ -157,8 +157,8 @@ def test_compose_rpc_shares_a_gguf(rpc: dict[str, Any], monkeypatch: pytest.Monk
 
 
 def test_compose_rpc_has_one_image_for_both_roles(rpc: dict[str, Any]) -> None:
-    images = {service["image"].split(":?")[0].strip("${}") for service in rpc["services"].values()}
-    assert images == {"TRIPOD_IMAGE"}
+    images = {service["image"] for service in rpc["services"].values()}
+    assert images == {"${TRIPOD_IMAGE:-tripod:llama-cpu-unbundled}"}
 
 
 def test_compose_rpc_lets_nobody_else_reach_a_backend(rpc: dict[str, Any]) -> None:
