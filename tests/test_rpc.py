@@ -197,7 +197,7 @@ def test_a_frozen_backend_is_noticed(
     job = running_job(shared)
     pair[0].server.suspend()
     try:
-        status = shared.finished(job, timeout=STALL + 5)
+        status = shared.finished(job, timeout=STALL + 10)
     finally:
         pair[0].server.resume()
     assert status["status"] == "FAILED"
