@@ -150,6 +150,13 @@ def test_a_url_that_is_none(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     assert problem == f"ENGINE_URL={url}: must be a base URL such as http://10.0.0.7:8000"
 
 
+def test_a_password_in_a_url_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    [problem] = problems(monkeypatch, ENGINE="remote", ENGINE_URL="http://me:secret@a:8000")
+    assert problem == (
+        "ENGINE_URL=http://…@a:8000: must hold no password; ENGINE_API_KEY is for a key"
+    )
+
+
 def test_a_queue_is_needed_for_serverless(monkeypatch: pytest.MonkeyPatch) -> None:
     [problem] = problems(monkeypatch, RUNPOD_WEBHOOK_GET_JOB="")
     assert problem.startswith("RUNPOD_WEBHOOK_GET_JOB: ")

@@ -189,6 +189,8 @@ class Settings(BaseSettings):
             raise ValueError(f"must be a URL: {error}") from None
         if url.scheme not in {"http", "https"} or not url.host or url.query or url.fragment:
             raise ValueError("must be a base URL such as http://10.0.0.7:8000")
+        if url.userinfo:
+            raise ValueError("must hold no password; ENGINE_API_KEY is for a key")
         return text.rstrip("/").removesuffix("/v1")
 
     @field_validator("engine_args")
@@ -258,4 +260,7 @@ def _one_line(problem: Any, names: dict[str, str]) -> str:
     value = problem["input"]
     if value is None or "SecretStr" in str(Settings.model_fields[field].annotation):
         return f"{name}: {message}"
-    return f"{name}={value if isinstance(value, str) else json.dumps(value)}: {message}"
+    shown = value if isinstance(value, str) else json.dumps(value)
+    if field == "engine_url":
+        shown = re.sub(r"//.*@", "//…@", shown)
+    return f"{name}={shown}: {message}"

@@ -163,7 +163,6 @@ class LlamaCpp(Preset):
         assert self.key
         return {
             "LLAMA_API_KEY": self.key,
-            "LLAMA_ARG_HOST": "127.0.0.1",  # an image may set another
             "OMP_WAIT_POLICY": "passive",  # spinning threads starve each other on busy cores
             "GGML_NO_BACKTRACE": "1",
         }

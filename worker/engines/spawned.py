@@ -28,8 +28,11 @@ KEPT_LINES = 400
 TOLD_LINES = 12
 """Lines of it that an error tells."""
 
-SECRETS = ("API_KEY", "ENGINE_API_KEY", "JUPYTER_PASSWORD", "RUNPOD_AI_API_KEY")
-"""Variables that are no business of an engine."""
+KEPT_BACK = (
+    *("API_KEY", "ENGINE_API_KEY", "JUPYTER_PASSWORD", "RUNPOD_AI_API_KEY"),
+    *("LLAMA_ARG_HOST", "LLAMA_ARG_PORT"),
+)
+"""Variables that no server sees: secrets, and what an image wants it to listen on."""
 
 
 def find_program(name: str) -> str | None:
@@ -62,7 +65,7 @@ class Spawned:
     Args:
         name: what messages call it.
         port: what it was told to listen on.
-        variables: added to our environment, of which the secrets are kept back.
+        variables: added to our environment, but for KEPT_BACK.
         noise: lines of its output that hold this are not kept, such as those about our probes.
     """
 
@@ -79,7 +82,7 @@ class Spawned:
         self.ended = asyncio.Event()
         self.code: int | None = None
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
-        environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
+        environment = {key: value for key, value in os.environ.items() if key not in KEPT_BACK}
         self._process = subprocess.Popen(
             command,
             env={**environment, **variables},
