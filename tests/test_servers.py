@@ -181,14 +181,29 @@ async def test_a_server_that_hangs_is_ended(stream: bool) -> None:
 
 @needs("llama-server")
 async def test_a_server_that_is_only_slow_is_left_alone() -> None:
-    """A whole answer shows no token for longer than STALL_TIMEOUT."""
-    async with engine(stall_timeout=0.4) as running:
+    """Whole answers show no token for longer than STALL_TIMEOUT."""
+    async with engine(stall_timeout=2) as running:
         begin = time.monotonic()
         body = {"prompt": "x", "max_tokens": 1900, "ignore_eos": True}
-        [answer] = await whole(running, body)
-        assert answer["usage"]["completion_tokens"] == 1900
-        assert time.monotonic() - begin > 0.8, "too quick to tell anything"
+        for [answer] in await asyncio.gather(*(whole(running, body) for _ in range(16))):
+            assert answer["usage"]["completion_tokens"] == 1900
         assert not running.is_dead()
+        if time.monotonic() - begin < 2:
+            pytest.skip("this machine gave 30,400 tokens in less than 2 s")
+
+
+@needs("llama-server")
+async def test_many_more_requests_than_slots_are_all_answered() -> None:
+    async with engine(concurrency_modifier=2, mode_to_run="pod") as running:
+        options = Options(max_tokens=150, ignore_eos=True)
+        crowd = [Request(f"def f{i}", None, True, options) for i in range(40)]
+        answers = asyncio.gather(*(text_of(running, request) for request in crowd))
+        await soon(lambda: running.unfinished() == 40, 10, "all requests")
+        async with asyncio.timeout(5):  # the watchdog must get through, too
+            assert await running._steps() is not None
+        assert running.unfinished() > 0
+        assert all(await answers)
+        assert running.unfinished() == 0
 
 
 @needs("llama-server")
