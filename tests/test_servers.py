@@ -184,12 +184,12 @@ async def test_a_server_that_is_only_slow_is_left_alone() -> None:
     """Whole answers show no token for longer than STALL_TIMEOUT."""
     async with engine(stall_timeout=2) as running:
         begin = time.monotonic()
-        body = {"prompt": "x", "max_tokens": 1900, "ignore_eos": True}
-        for [answer] in await asyncio.gather(*(whole(running, body) for _ in range(16))):
-            assert answer["usage"]["completion_tokens"] == 1900
+        body = {"prompt": "x", "max_tokens": 1200, "ignore_eos": True}
+        for [answer] in await asyncio.gather(*(whole(running, body) for _ in range(4))):
+            assert answer["usage"]["completion_tokens"] == 1200
         assert not running.is_dead()
         if time.monotonic() - begin < 2:
-            pytest.skip("this machine gave 30,400 tokens in less than 2 s")
+            pytest.skip("this machine gave 4,800 tokens in less than 2 s")
 
 
 @needs("llama-server")
