@@ -184,11 +184,15 @@ def test_a_killed_backend_fails_the_job_and_is_taken_back(
     try:
         status = shared.finished(job, timeout=5)
         assert pair[1].process.wait(10) == 1
+        # What the poll that is still open brings fails; then nothing is taken any more.
+        taken, waiting = (shared.run({"prompt": PROMPTS[0], "options": GREEDY}) for _ in range(2))
+        assert shared.finished(taken, timeout=5)["error"].startswith("an RPC backend of ")
+        assert shared.status(waiting)["status"] == "IN_QUEUE"
     finally:
         pair[1].start()
     assert status["status"] == "FAILED"
     assert status["error"].startswith("an RPC backend of ")
-    assert answer_after_recovery(shared) == expected[0]
+    assert shared.finished(waiting)["output"][0]["text"] == expected[0]
 
 
 def test_a_frozen_backend_is_noticed(

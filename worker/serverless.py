@@ -176,6 +176,7 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
             while self._free_slots() < 1:
                 self._slot_freed.clear()
                 await self._slot_freed.wait()
+            await self._engine.available()
 
     async def monitor_stop_signals(self, session: ClientSession) -> None:
         """Keep one long poll open for the ids of jobs that shall be stopped."""

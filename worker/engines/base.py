@@ -83,6 +83,9 @@ class Engine(Protocol):
             EngineDead: the engine died.
         """
 
+    async def available(self) -> None:
+        """Return when it takes requests: at once, unless it is being restarted."""
+
     def unfinished(self) -> int:
         """Requests that the engine still works on."""
 

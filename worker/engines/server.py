@@ -67,6 +67,8 @@ class ServerEngine:
         self._busy = asyncio.Event()
         self._progress = 0.0
         self._broken = asyncio.Event()
+        self._sound = asyncio.Event()
+        self._sound.set()
         self._dead = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -113,6 +115,9 @@ class ServerEngine:
             async with aclosing(self._generate(request)) as deltas:
                 async for delta in deltas:
                     yield delta
+
+    async def available(self) -> None:
+        await self._sound.wait()
 
     def unfinished(self) -> int:
         return len(self._requests)
@@ -386,6 +391,7 @@ class ServerEngine:
                 self._die(why)
                 return
             self._broken.set()
+            self._sound.clear()
             log.error("%s: %s; it is restarted%s", self.name, why, self._last_lines())
             assert self._child
             self._child.kill()
@@ -400,6 +406,7 @@ class ServerEngine:
                 return
             log.info("%s is ready again", self.name)
             self._broken.clear()
+            self._sound.set()
 
     def _kept(self, keeper: asyncio.Task[None]) -> None:
         if not keeper.cancelled() and (error := keeper.exception()):
@@ -452,6 +459,7 @@ class ServerEngine:
             log.error("%s: %s%s", self.name, why, self._last_lines())
             self._dead.set()
             self._broken.set()
+            self._sound.clear()
             if self._child:
                 self._child.kill()
 

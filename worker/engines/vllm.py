@@ -183,6 +183,9 @@ class VllmEngine:
         except Exception as error:
             raise self._as_tripod_error(error, request) from error
 
+    async def available(self) -> None:
+        return
+
     def unfinished(self) -> int:
         return int(self._running().get_num_unfinished_requests())
 
