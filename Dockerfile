@@ -33,6 +33,7 @@ RUN --mount=type=secret,id=pip.conf \
 
 # 2  preload/ ----------------------------------------------------------------------------------
 COPY preload/ /tripod/preload/
+COPY requirements/openllm.sh requirements/openllm.txt /tripod/requirements/
 ENV PYTHONPATH=/tripod
 WORKDIR /tripod
 
@@ -41,9 +42,17 @@ WORKDIR /tripod
 # another hub. The token stands in no layer: it is mounted while this one command runs.
 ARG MODEL=mistralai/Mistral-7B-Instruct-v0.1
 ARG MODEL_REVISION=
+# Without a default: a base that is made for one engine names it itself.
+ARG ENGINE
 ARG HF_ENDPOINT
-RUN --mount=type=secret,id=HF_TOKEN \
-    mkdir -p /models && if [ -n "$MODEL" ]; then python3 -m preload --into /models; fi
+# OpenLLM tells what MODEL=openllm:<tag> is; it stays only where it is the engine.
+RUN --mount=type=secret,id=HF_TOKEN --mount=type=secret,id=pip.conf \
+    mkdir -p /models \
+ && case "$ENGINE $MODEL" in openllm\ *|*\ openllm:*) \
+        PIP_CONFIG_FILE=/run/secrets/pip.conf sh requirements/openllm.sh ;; \
+    esac \
+ && if [ -n "$MODEL" ]; then python3 -m preload --into /models; fi \
+ && if [ "$ENGINE" != openllm ]; then rm -rf .cache; fi
 
 # 4  worker/ and start.sh ----------------------------------------------------------------------
 ARG MODE_TO_RUN=pod
@@ -51,6 +60,7 @@ ARG CONCURRENCY_MODIFIER=1
 ARG MAX_MODEL_LEN=25000
 ENV MODEL=${MODEL} \
     MODEL_REVISION=${MODEL_REVISION} \
+    ENGINE=${ENGINE} \
     MODE_TO_RUN=${MODE_TO_RUN} \
     CONCURRENCY_MODIFIER=${CONCURRENCY_MODIFIER} \
     MAX_MODEL_LEN=${MAX_MODEL_LEN}

@@ -14,12 +14,15 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 
-from preload import fetch, manifest, weights
+from preload import catalog, fetch, manifest, weights
 from preload.errors import Interrupted, WeightsError
 from preload.model import Model, ModelNameError, parse
 
 SECRET = Path("/run/secrets/HF_TOKEN")
 """Where an image build mounts the secret HF_TOKEN."""
+
+WITHOUT_WEIGHTS = ("openllm", "remote")
+"""Engines for which MODEL is only a name."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -49,6 +52,8 @@ def bake(environ: Mapping[str, str], into: Path) -> str:
     text = environ.get("MODEL", "").strip()
     if not text:
         return "MODEL is not set: nothing is baked, the model is downloaded at run time"
+    if (engine := environ.get("ENGINE", "").strip()) in WITHOUT_WEIGHTS:
+        return f"ENGINE={engine} brings its own weights: nothing is baked"
     model = _model(text, environ.get("MODEL_REVISION", ""))
     if model.folder:
         if lacks := weights.missing(model.folder, model.gguf):
@@ -58,6 +63,9 @@ def bake(environ: Mapping[str, str], into: Path) -> str:
         if held.holds(model) and manifest.problem(folder) is None:
             return f"{folder}: {model} is baked already, at commit {held.commit}"
     try:
+        if model.openllm:
+            model = catalog.resolve(model)
+            print(f"{model} is {model.entry}", flush=True)
         return _fetch(model, into, _token(environ))
     except KeyboardInterrupt:
         raise Interrupted(

@@ -46,15 +46,21 @@ class Named(Protocol):
 File = TypeVar("File", bound=Named)
 
 
-def files(listing: Sequence[File], gguf: str | None = None) -> list[File]:
+def files(
+    listing: Sequence[File], gguf: str | None = None, excludes: Sequence[str] = ()
+) -> list[File]:
     """What to fetch of `listing`: one set of weights, and what goes with it.
 
     Safetensors are preferred, then `pytorch_model*.bin`; copies in other formats and folders
     are left out. With `gguf`, the weights are that one file (all its parts if it is split).
+    What one of the patterns in `excludes` fits is not there; in these `*` stops nowhere.
 
     Raises:
         WeightsError: there are no weights here that can be used, or `gguf` is not one file.
     """
+    listing = [
+        file for file in listing if not any(fnmatchcase(file.path, each) for each in excludes)
+    ]
     if gguf:
         parts = gguf_parts([file.path for file in listing], gguf)
         weights = [file for file in listing if file.path in parts]

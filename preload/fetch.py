@@ -64,7 +64,7 @@ def prepare(model: Model, into: Path, token: str | None) -> Download:
         )
     listing = hub.listing(model, token)
     try:
-        files = choose.files(listing.files, model.gguf)
+        files = choose.files(listing.files, model.gguf, model.excludes)
     except WeightsError as error:
         raise WeightsError(f"MODEL={model}: {error}") from None
     folder = into / f"{PARTIAL}{name}-{listing.commit}"
@@ -220,4 +220,5 @@ def _manifest(download: Download, baked: list[BakedFile]) -> Manifest:
         total_size=download.total,
         tokenizer=choose.tokenizer(file.path for file in baked),
         created_by=f"python -m preload, huggingface_hub {__version__}",
+        catalog=model.entry,
     )

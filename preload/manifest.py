@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from preload.catalog import Entry
 from preload.model import Model
 
 NAME = "manifest.json"
@@ -26,6 +27,7 @@ class Manifest(BaseModel):
 
     `model` is the MODEL string, `revision` what was asked for (None: the main branch),
     `commit` what it stood for at that time; `total_size` in bytes.
+    `catalog` is what OpenLLM's catalog said, where MODEL was one of its tags.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,9 +41,12 @@ class Manifest(BaseModel):
     total_size: int
     tokenizer: list[str]
     created_by: str
+    catalog: Entry | None = None
 
     def holds(self, model: Model) -> bool:
         """Whether this is what `model` names; the hub tells no case in repository names."""
+        if model.openllm and not model.entry:
+            return self.catalog is not None and self.catalog.tag == model.openllm
         if model.repository is None or model.repository.lower() != self.repository.lower():
             return False
         if (model.gguf or "").lower() != (self.gguf or "").lower():

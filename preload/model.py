@@ -1,17 +1,25 @@
 """The MODEL string → what it names."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from preload.catalog import Entry
 
 _REPOSITORY = re.compile(r"[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.IGNORECASE | re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
+_CATALOG_TAG = re.compile(r"[a-z0-9][\w.-]*(:[a-z0-9][\w.-]*)?", re.IGNORECASE | re.ASCII)
 _GGUF_FILE = re.compile(r"(\w[\w.+ -]*/)*\w[\w.+ -]*\.gguf", re.IGNORECASE | re.ASCII)
 _GGUF_TYPE = re.compile(r"(UD-)?(I?Q\d|TQ\d|BF16|F16|F32|MXFP\d)\w*", re.IGNORECASE | re.ASCII)
 
 ALLOWED = (
     "a hub id (org/name or org/name@revision), one GGUF file of a hub repository "
-    "(org/name:file.gguf or org/name:Q4_K_M), or a local folder or GGUF file (/path or ./path)"
+    "(org/name:file.gguf or org/name:Q4_K_M), a tag of OpenLLM's catalog (openllm:llama3.2:1b), "
+    "or a local folder or GGUF file (/path or ./path)"
 )
 
 
@@ -24,15 +32,25 @@ class Model:
     """What MODEL names: a local `folder`, or a hub `repository` at a `revision`.
 
     `gguf` is one file in either of them: its path, or the quantisation that tells it
-    from its neighbours (`Q4_K_M`).
+    from its neighbours (`Q4_K_M`). `openllm` is a tag of OpenLLM's catalog; what it stands
+    for is not known until the catalog was asked, and then `entry` is what it said.
     """
 
     folder: Path | None = None
     repository: str | None = None
     revision: str | None = None
     gguf: str | None = None
+    openllm: str | None = None
+    entry: Entry | None = None
+
+    @property
+    def excludes(self) -> list[str]:
+        """Patterns of files that are not fetched."""
+        return self.entry.excludes if self.entry else []
 
     def __str__(self) -> str:
+        if self.openllm:
+            return f"openllm:{self.openllm}"
         if self.folder:
             return str(self.folder / self.gguf if self.gguf else self.folder)
         name = f"{self.repository}@{self.revision}" if self.revision else str(self.repository)
@@ -53,7 +71,7 @@ def parse(text: str, revision: str = "") -> Model:
             raise ModelNameError(f"a local model has no MODEL_REVISION={revision}; unset it")
         return _local(Path(text).expanduser().resolve())
     if text.startswith("openllm:"):
-        raise ModelNameError(f"openllm:<tag> is not in this build yet; allowed is {ALLOWED}")
+        return _catalogued(text.removeprefix("openllm:"), revision)
     head, colon, gguf = text.partition(":")
     repository, at, named = head.partition("@")
     if not _is_repository(repository) or (at and not _is_revision(named)):
@@ -77,6 +95,14 @@ def _local(path: Path) -> Model:
     if path.suffix.lower() == ".gguf":
         return Model(folder=path.parent, gguf=path.name)
     return Model(folder=path)
+
+
+def _catalogued(tag: str, revision: str) -> Model:
+    if not _CATALOG_TAG.fullmatch(tag) or ".." in tag:
+        raise ModelNameError("must be openllm:<tag> with a tag of OpenLLM's catalog: llama3.2:1b")
+    if revision:
+        raise ModelNameError(f"the catalog names the revision; unset MODEL_REVISION={revision}")
+    return Model(openllm=tag)
 
 
 def _is_repository(text: str) -> bool:

@@ -4,10 +4,11 @@ import glob
 import json
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from preload import choose, hub, manifest
+from preload import catalog, choose, hub, manifest
+from preload.catalog import Entry
 from preload.errors import HubUnreachable, WeightsError
 from preload.model import Model
 
@@ -37,11 +38,13 @@ class Weights:
     """A model's folder, and one line that says which it is and why.
 
     The folder is in Hugging Face layout, or holds `gguf`: one file, or the first of its parts.
+    `catalog` is what OpenLLM's catalog says of the model, where MODEL is one of its tags.
     """
 
     folder: Path
     why: str
     gguf: Path | None = None
+    catalog: Entry | None = None
 
 
 def find(model: Model, *, token: str | None = None, places: Places | None = None) -> Weights:
@@ -55,6 +58,8 @@ def find(model: Model, *, token: str | None = None, places: Places | None = None
         if lacks := missing(model.folder, model.gguf):
             raise WeightsError(f"MODEL={model}: {lacks}")
         return _found(model, model.folder, f"MODEL names this {'file' if model.gguf else 'folder'}")
+    if model.openllm and not model.entry:
+        return _catalogued(model, token, places)
     if folder := _baked(model, places.baked):
         return _found(model, folder, f"{model} is baked into this image")
     if folder := _cached(model, places.runpod_cache):
@@ -111,6 +116,18 @@ def _indexed(index: Path) -> set[str]:
         return set(json.loads(index.read_bytes())["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError):
         return set()
+
+
+def _catalogued(model: Model, token: str | None, places: Places) -> Weights:
+    """By the tag that `python -m preload` noted; only without it is the catalog asked."""
+    volumes = [(volume / "models", "on the network volume") for volume in places.volumes]
+    for root, where in [(places.baked, "baked into this image"), *volumes]:
+        folder = _baked(model, root)
+        if folder and (held := manifest.read(folder)):
+            return Weights(folder, f"{folder}: {model} is {where}", catalog=held.catalog)
+    resolved = catalog.resolve(model)
+    log.info("%s is %s", model, resolved.entry)
+    return replace(find(resolved, token=token, places=places), catalog=resolved.entry)
 
 
 def _baked(model: Model, root: Path) -> Path | None:
@@ -186,7 +203,7 @@ def _hub(model: Model, token: str | None, places: Places) -> Weights:
         where = "is in the Hugging Face cache of this machine, and the hub can't be reached"
         return _found(model, held, f"{model} {where}")
     try:
-        files = choose.files(listing.files, model.gguf)
+        files = choose.files(listing.files, model.gguf, model.excludes)
     except WeightsError as error:
         raise WeightsError(f"MODEL={model}: {error}") from None
     name = model.repository.replace("/", "--")

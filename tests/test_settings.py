@@ -116,7 +116,7 @@ def test_a_problem_names_the_variable_that_was_set(monkeypatch: pytest.MonkeyPat
         ("JOB_TIMEOUT", "0", "greater than 0"),
         ("JOB_TIMEOUT", "nan", "a finite number"),
         ("MODEL", "not a model", "a hub id"),
-        ("MODEL", "openllm:llama3.2:1b", "not in this build yet"),
+        ("MODEL", "openllm:llama 3", "must be openllm:<tag>"),
         ("MODEL", "org/name:Q4 K M", "one GGUF file of a hub repository"),
     ],
 )

@@ -90,8 +90,9 @@ class Settings(BaseSettings):
     )
     model: str = Field(
         "mistralai/Mistral-7B-Instruct-v0.1",
-        description="a hub id (`org/name`, `org/name@revision`), a local folder, or a GGUF file "
-        "(`/path/file.gguf`, `org/name:file.gguf`, `org/name:Q4_K_M`)",
+        description="a hub id (`org/name`, `org/name@revision`), a local folder, a GGUF file "
+        "(`/path/file.gguf`, `org/name:file.gguf`, `org/name:Q4_K_M`), or `openllm:<tag>` of "
+        "[OpenLLM's catalog](docs/openllm.md)",
     )
     concurrency_modifier: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)] = (
         Field(1, description="jobs in flight per worker; `auto`: what the KV cache holds")

@@ -242,6 +242,7 @@ def copy_of_context(folder: Path) -> Path:
     (folder / "requirements").mkdir()
     for name in (
         "Dockerfile", "Dockerfile.iteration", ".dockerignore", "start.sh", "requirements/image.txt",
+        "requirements/openllm.sh", "requirements/openllm.txt",
     ):  # fmt: skip
         shutil.copy2(ROOT / name, folder / name)
     return folder

@@ -15,7 +15,10 @@ DOCKERFILES = (
     *("Dockerfile", "Dockerfile.iteration"),
     *("deploy/bases.Dockerfile", "tests/image/Dockerfile.base"),
 )
-SCRIPTS = ("start.sh", "requirements/llama.sh", "requirements/setup.sh", "tests/image/setup.sh")
+SCRIPTS = (
+    *("start.sh", "tests/image/setup.sh", "requirements/setup.sh"),
+    *("requirements/llama.sh", "requirements/openllm.sh"),
+)
 CONTEXT_TOKENS = 25_000
 ENGINE_GIB = 2
 UTILISATION = 0.9

@@ -20,6 +20,8 @@ from preload.model import Model, ModelNameError, parse
         ("org/name:Q4_K_M", Model(repository="org/name", gguf="Q4_K_M")),
         ("org/name@v1:iq2_xs", Model(repository="org/name", revision="v1", gguf="iq2_xs")),
         ("org/name:a/b.Q8_0.gguf", Model(repository="org/name", gguf="a/b.Q8_0.gguf")),
+        ("openllm:llama3.2:1b", Model(openllm="llama3.2:1b")),
+        ("openllm:phi4", Model(openllm="phi4")),
         ("/some/where", Model(folder=Path("/some/where"))),
         ("/some/model.gguf", Model(folder=Path("/some"), gguf="model.gguf")),
     ],
@@ -55,7 +57,11 @@ def test_revision_beside_the_model() -> None:
         ("org/name:", "", "must be a hub id"),
         ("org/name:latest", "", "must be a hub id"),
         ("org/name:../x.gguf", "", "must be a hub id"),
-        ("openllm:llama3.2:1b", "", "not in this build yet"),
+        ("openllm:", "", "must be openllm:<tag>"),
+        ("openllm:a/../b", "", "must be openllm:<tag>"),
+        ("openllm:--repo", "", "must be openllm:<tag>"),
+        ("openllm:llama3.2:*", "", "must be openllm:<tag>"),
+        ("openllm:llama3.2:1b", "v1", "unset MODEL_REVISION=v1"),
         ("org/name@v1", "v2", "names v1, but MODEL_REVISION=v2"),
         ("org/name", "a b", "MODEL_REVISION=a b must be a branch"),
         ("/folder", "v1", "a local model has no MODEL_REVISION=v1"),
@@ -72,7 +78,7 @@ def test_whatever_is_accepted_stays_in_its_folder(text: str, revision: str) -> N
         model = parse(text, revision)
     except ModelNameError:
         return
-    if model.repository:
+    if model.repository or model.openllm:
         assert parse(str(model)) == model
         name = folder_name(model)
         assert "/" not in name

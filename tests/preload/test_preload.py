@@ -53,6 +53,7 @@ def test_manifest(preload: Preload, served: Running) -> None:
         "revision": "v1",
         "commit": served.hub.repositories["org/tiny"].commit,
         "gguf": None,
+        "catalog": None,
         "total_size": sum(file["size"] for file in files),
         "tokenizer": ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"],
     }

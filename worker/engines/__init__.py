@@ -123,9 +123,12 @@ def load(settings: Settings) -> Engine:
 
 def _create(name: str, settings: Settings, found: weights.Weights | None) -> Engine:
     if name == "vllm":
+        from worker.engines import catalog
         from worker.engines.vllm import VllmEngine
 
         assert found is not None
+        if found.catalog:
+            settings = catalog.applied(settings, found.catalog)
         return VllmEngine(settings, str(found.folder))
     from worker.engines.presets import PRESETS
     from worker.engines.server import ServerEngine
