@@ -29,7 +29,7 @@ OWN = ROOT / ".cache" / "openllm" / "bin"
 TIMEOUT = 300.0
 """Seconds that one call of `openllm` may take; the longest clones the catalog."""
 
-SECRETS = {"HF_TOKEN", "API_KEY", "JUPYTER_PASSWORD", "PUBLIC_KEY", "RUNPOD_AI_API_KEY"}
+SECRETS = {"HF_TOKEN", "API_KEY", "ENGINE_API_KEY", "JUPYTER_PASSWORD", "RUNPOD_AI_API_KEY"}
 """Variables that are none of OpenLLM's business."""
 
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, OSError, SyntaxError)

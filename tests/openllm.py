@@ -1,5 +1,6 @@
 """The real `openllm`, and small catalogs for it in the layout of its own."""
 
+import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,3 +127,20 @@ def catalog_of_tiny(folder: Path, revision: str, **arguments: Any) -> Catalog:
         excludes=("consolidated*",),
     )
     return catalog
+
+
+BENTO = ROOT / "tests" / "bento"
+HOME = ROOT / ".cache" / "openllm-home"
+"""Where `openllm` installs what a bento needs: once for all runs."""
+
+
+def own_bento(folder: Path, **arguments: str) -> Path:
+    """tests/bento in a repository of OpenLLM below `folder`, as `bentoml build --arg` leaves it."""
+    bento = folder / "bentoml" / "bentos" / "tiny" / "1"
+    (bento / "src").mkdir(parents=True)
+    (bento / "env" / "python").mkdir(parents=True)
+    shutil.copy2(BENTO / "service.py", bento / "src")
+    shutil.copy2(BENTO / "requirements.txt", bento / "env" / "python")
+    described = yaml.safe_load((BENTO / "bento.yaml").read_text())
+    (bento / "bento.yaml").write_text(yaml.safe_dump(described | {"args": arguments}))
+    return bento

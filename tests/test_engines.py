@@ -4,6 +4,7 @@ One worker an engine, started when its first test comes; the tests that end it c
 """
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,8 +17,10 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.openllm import HOME, install, own_bento
 from tests.support import (
     GGUF,
+    PATH,
     PROBED_WORKER,
     START,
     Endpoint,
@@ -73,8 +76,14 @@ def llama_cpp(probe: Path) -> Iterator[Served]:
 
 @contextmanager
 def openllm(probe: Path) -> Iterator[Served]:
-    pytest.skip("the environment of OpenLLM and a bento to serve are missing")
-    yield
+    install()
+    program = shutil.which("llama-server", path=PATH)
+    bento = own_bento(probe.parent, program=str(program), gguf=str(GGUF), mount="/")
+    variables = {"ENGINE": "openllm", "MODEL": str(bento), "ENGINE_ARGS": "{}"}
+    variables["OPENLLM_HOME"] = str(HOME)
+    with endpoint(**settings(probe), **variables, command=PROBED_WORKER) as local:
+        served = Served(local, probe, lambda: child(served.worker(), "openllm serve"))
+        yield served
 
 
 @contextmanager
@@ -116,7 +125,7 @@ def child(worker: psutil.Process, name: str) -> psutil.Process:
     params=[
         pytest.param(vllm, id="vllm"),
         pytest.param(llama_cpp, id="llama.cpp", marks=needs("llama-server")),
-        pytest.param(openllm, id="openllm"),
+        pytest.param(openllm, id="openllm", marks=needs("llama-server")),
         pytest.param(remote, id="remote", marks=needs("llama-server")),
     ],
 )

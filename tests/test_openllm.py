@@ -1,18 +1,32 @@
 """`MODEL=openllm:<tag>`, served by vLLM with the catalog's settings, and `ENGINE=openllm`."""
 
 import logging
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
+from pydantic import ValidationError
 
 from preload.catalog import Entry
-from tests.openllm import catalog_of_tiny, install
+from tests.openllm import HOME, catalog_of_tiny, install, own_bento
 from tests.preload.hub import Hub, Running
 from tests.support import (
+    GGUF,
+    PATH,
     ROOT,
+    WORKER,
     endpoint,
+    eventually,
+    left,
+    needs,
+    start,
+    stop,
+    worker_environment,
 )
 from worker.engines.catalog import applied
+from worker.engines.presets import PRESETS
 from worker.settings import Settings
 
 
@@ -86,3 +100,70 @@ def test_it_is_served_with_the_catalogs_settings(tmp_path: Path) -> None:
     for name in ("disable_log_requests", "request_logger", "enable_reasoning"):
         assert output.find(f"the catalog's {name}=")
     assert output.find("which is 3 requests of that length")
+
+
+def serving(bento: Path, **variables: str) -> dict[str, str]:
+    return {
+        "ENGINE": "openllm",
+        "MODEL": str(bento),
+        "ENGINE_ARGS": "{}",
+        "OPENLLM_HOME": str(HOME),
+        **variables,
+    }
+
+
+def test_a_bento_is_named_by_its_tag_and_takes_no_arguments() -> None:
+    settings = Settings(engine="openllm", model="openllm:mine:1")
+    command = PRESETS["openllm"](settings, None).command("openllm", 4000)
+    assert command == ["openllm", "serve", "mine:1", "--port", "4000"]
+    with pytest.raises(ValidationError, match="a bento has the arguments it was built with"):
+        Settings(engine="openllm", model="openllm:mine:1", engine_args={"slots": 2})
+
+
+def of(bento: Path) -> list[psutil.Process]:
+    """Every process that serves this bento: `openllm` starts each with the bento's repository."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("OPENLLM_TEST_REPO") == str(bento.parents[3]):
+                found.append(process)
+    return left(found)
+
+
+@needs("llama-server")
+def test_an_own_bento_is_served_and_ends_with_all_its_processes(tmp_path: Path) -> None:
+    install()
+    program = shutil.which("llama-server", path=PATH)
+    assert program
+    bento = own_bento(tmp_path, program=program, gguf=str(GGUF))
+    with endpoint(**serving(bento, SERVED_MODEL_NAME="mine")) as served:
+        greedy = {"temperature": 0, "max_tokens": 24}
+        whole = served.runsync({"prompt": "import os\n\ndef ", "options": greedy})["output"][-1]
+        assert whole["usage"] == {"prompt_tokens": 6, "completion_tokens": 24, "total_tokens": 30}
+        job = served.run({"prompt": "import os\n\ndef ", "answerType": "stream", "options": greedy})
+        assert "".join(part["text"] for part in served.stream(job)) == whole["text"]
+        chat = {"messages": [{"role": "user", "content": "What can you do?"}]}
+        assert served.text(chat | {"options": greedy})
+        [models] = served.runsync({"openai_route": "/v1/models"})["output"]
+        assert [(each["id"], each["max_model_len"]) for each in models["data"]] == [("mine", 2048)]
+        assert "options.min_tokens" in served.error({"prompt": "x", "options": {"min_tokens": 1}})
+        assert served.output.find("openllm has no /tokenize")
+        names = {process.name() for process in of(bento)}
+        assert len(names) >= 2, names  # openllm and bentoml are `python`
+    eventually(lambda: not of(bento), 10, "the end of openllm, bentoml and llama-server")
+
+
+def test_a_bento_whose_engine_never_starts_ends_at_the_deadline(tmp_path: Path) -> None:
+    install()
+    bento = own_bento(tmp_path, program="false", gguf=str(GGUF))
+    environment = worker_environment(
+        **serving(bento, STARTUP_TIMEOUT="30"), RUNPOD_WEBHOOK_GET_JOB="http://127.0.0.1:9/$ID?"
+    )
+    process, output = start(WORKER, environment)
+    try:
+        assert process.wait(90) == 1, output.text()
+        assert output.find("not ready after STARTUP_TIMEOUT=30 seconds")
+        assert output.find("llama-server ended with code 1"), output.text()
+        eventually(lambda: not of(bento), 10, "the end of openllm and bentoml")
+    finally:
+        stop(process)

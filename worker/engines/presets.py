@@ -184,12 +184,10 @@ class OpenLlm(Preset):
     name = "openllm"
     program = "openllm"
     ready = "/readyz"
-    ours: ClassVar[Mapping[str, str]] = {"port": "Tripod", "host": "Tripod"}
 
     def command(self, program: str, port: int) -> list[str]:
         tag, _ = self._bento()
-        arguments = [f"--arg={name}={value}" for name, value in self.settings.engine_args.items()]
-        return [program, "serve", tag, "--port", str(port), *arguments]
+        return [program, "serve", tag, "--port", str(port)]
 
     def variables(self) -> dict[str, str]:
         _, repository = self._bento()
@@ -201,7 +199,7 @@ class OpenLlm(Preset):
         """The bento's tag, and the repository that holds it where MODEL is a folder."""
         folder = Path(self.settings.model).expanduser()
         if not folder.is_dir():
-            return self.settings.model, None
+            return self.settings.model.removeprefix("openllm:"), None
         folder = folder.resolve()
         if not (folder / "bento.yaml").is_file() or folder.parts[-4:-2] != ("bentoml", "bentos"):
             raise EngineStartError(
@@ -212,8 +210,10 @@ class OpenLlm(Preset):
 
     @classmethod
     def argument_problems(cls, args: dict[str, Any]) -> list[str]:
-        """The bento itself declares its arguments, so only our own names are refused here."""
-        return _problems(args, frozenset(args), cls.ours, cls.name)
+        """A bento keeps the arguments it was built with, whatever `openllm serve --arg` says."""
+        if not args:
+            return []
+        return ["a bento has the arguments it was built with; give it environment variables"]
 
 
 class Mlc(Preset):

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -340,6 +341,7 @@ class ServerEngine:
         if self._preset.dialect is None:
             owner = str(first.get("owned_by"))
             self.dialect = dialects.BY_OWNER.get(owner, dialects.OPENAI)
+            await self._see_what_is_passed_on()
             log.info("%s serves %s, owned by %s", self.name, ", ".join(entries), owner)
         if self._preset.program is None and not self._settings.served_model_name:
             self.model_name = str(first["id"])
@@ -350,6 +352,21 @@ class ServerEngine:
         if limit and int(limit) < self.max_model_len:
             self.max_model_len = int(limit)
             log.info("max_model_len is %d tokens, as the server says", self.max_model_len)
+
+    async def _see_what_is_passed_on(self) -> None:
+        """What stands before the server, a bento say, may pass on OpenAI's routes only."""
+        if self.dialect.steps and await self._steps() is None:
+            self.dialect = replace(self.dialect, steps=None)
+        if self.dialect.counts and not await self._counts():
+            log.info("%s has no /tokenize: prompts are not counted beforehand", self.name)
+            self.dialect = replace(self.dialect, counts=None)
+
+    async def _counts(self) -> bool:
+        try:
+            answer = await self.http.post("/tokenize", json={}, timeout=30)
+        except httpx.HTTPError:
+            return False
+        return answer.status_code not in {404, 405}
 
     async def _generate_a_little(self) -> None:
         request = Request("Hello", None, True, Options(max_tokens=2))

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import threading
+import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -33,6 +34,10 @@ KEPT_BACK = (
     *("LLAMA_ARG_HOST", "LLAMA_ARG_PORT"),
 )
 """Variables that no server sees: secrets, and what an image wants it to listen on."""
+
+
+MARK = "TRIPOD_SERVER"
+"""A variable that all processes of a server have; BentoML's leave the group, but not this."""
 
 
 def find_program(name: str) -> str | None:
@@ -60,7 +65,7 @@ def is_taken(port: int) -> bool:
 
 
 class Spawned:
-    """A process group of our own; when its leader ends, so does the rest of it.
+    """A process group of our own; when its leader ends, so does all that it started.
 
     Args:
         name: what messages call it.
@@ -83,9 +88,10 @@ class Spawned:
         self.code: int | None = None
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         environment = {key: value for key, value in os.environ.items() if key not in KEPT_BACK}
+        self._mark = uuid.uuid4().hex
         self._process = subprocess.Popen(
             command,
-            env={**environment, **variables},
+            env={**environment, **variables, MARK: self._mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -143,6 +149,20 @@ class Spawned:
         except psutil.NoSuchProcess:
             return []
 
+    def _kill_strays(self) -> None:
+        """Kill those that have left the group."""
+        while strays := [process for process in psutil.process_iter() if self._is_ours(process)]:
+            for process in strays:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(strays, timeout=1)
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return bool(process.environ().get(MARK) == self._mark)
+        except psutil.Error:
+            return False
+
     def _signal(self, number: int) -> None:
         with self._reaping:  # once the leader is reaped its number may be another group's
             if self._process.returncode is None:
@@ -161,6 +181,7 @@ class Spawned:
     def _wait(self) -> None:
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         self._signal(signal.SIGKILL)
+        self._kill_strays()
         with self._reaping:
             self.code = self._process.wait()
         self._gone.set()
