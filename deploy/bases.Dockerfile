@@ -43,8 +43,7 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 python3-pip \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=llama-rpc /build/bin/libggml-rpc.so /build/bin/ggml-rpc-server /app/
-# Its own default address would win over the loopback's that Tripod asks for.
-ENV PATH=/app:$PATH LLAMA_ARG_HOST=127.0.0.1
+ENV PATH=/app:$PATH
 
 # MLC: MODEL is a folder or repository with mlc-chat-config.json, the weights and one compiled *.so --
 FROM ${CUDA} AS mlc
