@@ -65,7 +65,7 @@ def files(
         parts = gguf_parts([file.path for file in listing], gguf)
         weights = [file for file in listing if file.path in parts]
     else:
-        weights = _safetensors(listing) or _torch(listing)
+        weights = _safetensors(listing) or _torch(listing) or _mlc(listing)
     if not weights:
         raise WeightsError(_nothing_usable(listing))
     indexes = {f"{_stem(file.path)}.index.json" for file in weights}
@@ -111,6 +111,13 @@ def tokenizer(paths: Iterable[str]) -> list[str]:
     return [path for path in paths if _matches(path, TOKENIZER)]
 
 
+def _mlc(listing: Sequence[File]) -> list[File]:
+    """MLC's shards, and the libraries that were compiled for them, if they are there."""
+    shards = [file for file in listing if _matches(file.path, ("params_shard_*.bin",))]
+    libraries = [file for file in listing if _matches(file.path, ("*.so",))]
+    return shards and shards + libraries
+
+
 def _matches(path: str, patterns: Sequence[str]) -> bool:
     """Like a shell: `*` stops at `/`, so that `*.json` means the top level only."""
     return any(
@@ -143,7 +150,10 @@ def _nothing_usable(listing: Sequence[Named]) -> str:
     gguf = sorted({_whole(file.path) for file in listing if file.path.lower().endswith(".gguf")})
     if gguf:
         return f"only GGUF files are there; name one after a colon: {_list(gguf)}"
-    return "nothing there can be used: neither *.safetensors nor pytorch_model*.bin nor *.gguf"
+    return (
+        "nothing there can be used: neither *.safetensors nor pytorch_model*.bin nor *.gguf "
+        "nor MLC's params_shard_*.bin"
+    )
 
 
 def _list(names: Sequence[str]) -> str:

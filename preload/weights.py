@@ -90,6 +90,8 @@ def missing(folder: Path, gguf: str | None = None) -> str | None:
         except WeightsError as error:
             return str(error)
         return None
+    if (folder / "mlc-chat-config.json").is_file() and any(folder.glob("params_shard_*.bin")):
+        return None
     if not any((folder / name).is_file() for name in ("config.json", "params.json")):
         return "the folder holds no config.json"
     indexes = sorted(folder.glob("*.index.json"))

@@ -366,7 +366,14 @@ def told(running: ServerEngine) -> list[str]:
     return json.loads(line.removeprefix("arguments: "))
 
 
+def with_mlc_weights_alone(folder: Path) -> None:
+    for path in [folder / "config.json", *folder.glob("*.safetensors")]:
+        path.unlink()
+    (folder / "params_shard_0.bin").touch()
+
+
 async def test_mlc_as_its_documentation_has_it(fakes: Path) -> None:
+    with_mlc_weights_alone(fakes)
     args = {"tensor_parallel_shards": 2, "speculative_mode": "eagle"}
     fields = {"engine": "mlc", "model": str(fakes), "engine_args": args, "mode_to_run": "pod"}
     async with engine(**fields, concurrency_modifier=4, served_model_name="m") as running:

@@ -23,6 +23,10 @@ def chosen(paths: str, gguf: str | None = None) -> str:
     [
         ("model.safetensors pytorch_model.bin config.json", "model.safetensors config.json"),
         ("model.safetensors consolidated.safetensors", "model.safetensors"),
+        (
+            "mlc-chat-config.json tensor-cache.json params_shard_0.bin params_shard_1.bin a.so b",
+            "mlc-chat-config.json tensor-cache.json params_shard_0.bin params_shard_1.bin a.so",
+        ),
         ("consolidated.safetensors params.json", "consolidated.safetensors params.json"),
         (
             "model-1-of-2.safetensors model-2-of-2.safetensors mtp.safetensors "
