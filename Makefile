@@ -9,7 +9,7 @@ BIN := .venv/bin
 # Where `make setup` puts llama.cpp when this machine has none.
 export PATH := $(PATH):$(CURDIR)/.cache/llama.cpp/bin
 
-.PHONY: help setup run test chaos lint image-test
+.PHONY: help setup run test chaos bench lint image-test
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -30,6 +30,12 @@ chaos: setup ## ten minutes of faults on purpose, and a balance; SECONDS= and SE
 image-test: setup ## build the images and run them in every mode; needs root, and podman or Debian
 	@TORCH_INDEX="$(TORCH_INDEX)" sh tests/image/setup.sh
 	@$(BIN)/python -m pytest -o addopts="-ra --strict-markers" tests/image
+
+bench: setup ## measures, and refreshes the figures of the README; WORKER_VLLM= a checkout to compare with
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements/bench.txt
+	@$(BIN)/python -m benchmarks.job_path $(if $(WORKER_VLLM),--worker-vllm "$(WORKER_VLLM)")
+	@$(BIN)/python -m benchmarks.engines
+	@$(BIN)/python -m benchmarks.readme
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

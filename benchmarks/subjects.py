@@ -182,6 +182,7 @@ class Subject:
     def _run(
         self, given: list[dict[str, Any]], round_trip: float, limit: float
     ) -> list[dict[str, Any]]:
+        """One summary per job, whether it failed or not."""
         raise NotImplementedError
 
     def _last_words(self) -> str:
@@ -189,22 +190,10 @@ class Subject:
         return f"{lines[-1] if lines else 'it wrote nothing'} (all of it in {self.log})"
 
 
-class BareEngine(Subject):
-    """AsyncLLM in a process of its own."""
+class Piped(Subject):
+    """A program of ours that reads a run as a JSON line and answers with one."""
 
-    title = "bare engine"
     distant = False
-
-    def __init__(self, tokens: int) -> None:
-        super().__init__(
-            "bare",
-            [sys.executable, "-m", "benchmarks.bare_engine"],
-            {
-                "MODEL": str(MODEL),
-                "ENGINE_ARGS": json.dumps({**ENGINE_ARGS, "max_model_len": MAX_MODEL_LEN}),
-                "TOKENS": str(tokens),
-            },
-        )
 
     def _spawn(self, log: IO[str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -221,13 +210,16 @@ class BareEngine(Subject):
     def _is_ready(self) -> bool:
         return self._line(0.1) == "ready\n"
 
-    def _run(
-        self, given: list[dict[str, Any]], round_trip: float, limit: float
-    ) -> list[dict[str, Any]]:
+    def ask(self, run: dict[str, Any], limit: float) -> list[dict[str, Any]]:
+        """Send one run and wait up to `limit` seconds for its results.
+
+        Raises:
+            BenchmarkError: it ended, or did not answer in time.
+        """
         assert self._process.stdin
-        prompts = [job["input"]["prompt"] for job in given]
-        self._process.stdin.write(json.dumps({"prompts": prompts}) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(run) + "\n")
+            self._process.stdin.flush()
         if not (line := self._line(limit)):
             raise BenchmarkError(f"{self.name}: no answer within {limit:g} s: {self._last_words()}")
         results: list[dict[str, Any]] = json.loads(line)
@@ -237,6 +229,28 @@ class BareEngine(Subject):
         assert self._process.stdout
         readable, _, _ = select.select([self._process.stdout], [], [], timeout)
         return self._process.stdout.readline() if readable else ""
+
+
+class BareEngine(Piped):
+    """AsyncLLM in a process of its own."""
+
+    title = "bare engine"
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(
+            "bare",
+            [sys.executable, "-m", "benchmarks.bare_engine"],
+            {
+                "MODEL": str(MODEL),
+                "ENGINE_ARGS": json.dumps({**ENGINE_ARGS, "max_model_len": MAX_MODEL_LEN}),
+                "TOKENS": str(tokens),
+            },
+        )
+
+    def _run(
+        self, given: list[dict[str, Any]], round_trip: float, limit: float
+    ) -> list[dict[str, Any]]:
+        return self.ask({"prompts": [job["input"]["prompt"] for job in given]}, limit)
 
 
 class Worker(Subject):
@@ -262,7 +276,9 @@ class Worker(Subject):
         )
 
     def _is_ready(self) -> bool:
-        return bool(httpx.get(f"{self._url}/polls").json())
+        with suppress(httpx.TimeoutException):  # a busy machine
+            return bool(httpx.get(f"{self._url}/polls").json())
+        return False
 
     def _run(
         self, given: list[dict[str, Any]], round_trip: float, limit: float
@@ -275,8 +291,11 @@ class Worker(Subject):
             "round_trip": round_trip,
             "timeout": limit,
         }
-        results: list[dict[str, Any]]
-        results = httpx.post(f"{self._url}/run", json=run, timeout=limit + 30).json()
+        try:
+            answer = httpx.post(f"{self._url}/run", json=run, timeout=limit + 30)
+        except httpx.TransportError as error:
+            raise BenchmarkError(f"{self.name}: the stand-in platform failed: {error!r}") from None
+        results: list[dict[str, Any]] = answer.json()
         return results
 
     def _as_taken(self, job: dict[str, Any]) -> dict[str, Any]:
