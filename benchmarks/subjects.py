@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def jobs(count: int, tokens: int) -> list[dict[str, Any]]:
     options = {"max_tokens": tokens, "ignore_eos": True, "temperature": 0}
     return [
         {
-            "id": f"job-{number}",
+            "id": uuid.uuid4().hex,
             "input": {
                 "prompt": f"{number}: import os\n\ndef ",
                 "answerType": "stream",
