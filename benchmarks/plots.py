@@ -56,7 +56,7 @@ def job_path(figures: Figures, path: Path) -> None:
             top.set_yscale("log")
             top.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             top.yaxis.set_minor_formatter(NullFormatter())
-            top.set_title(f"platform {round_trip * 1000:.0f} ms away")
+            top.set_title(f"round trip of {round_trip * 1000:.0f} ms")
             bottom.set_ylim(bottom=0)
             bottom.set_xlabel("jobs at once")
         axes[0][0].set_ylabel("time to first token, ms")
