@@ -222,7 +222,9 @@ class Piped(Subject):
             self._process.stdin.write(json.dumps(run) + "\n")
             self._process.stdin.flush()
         if not (line := self._line(limit)):
-            raise BenchmarkError(f"{self.name}: no answer within {limit:g} s: {self._last_words()}")
+            ended = self._process.poll() is not None
+            what = "it ended" if ended else f"no answer within {limit:g} s"
+            raise BenchmarkError(f"{self.name}: {what}: {self._last_words()}")
         results: list[dict[str, Any]] = json.loads(line)
         return results
 
