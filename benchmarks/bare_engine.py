@@ -40,6 +40,7 @@ async def one(llm: AsyncLLM, prompt: str, begin: float) -> dict[str, Any]:
         "chunks": len(texts),
         "bytes": len(text.encode()),
         "text": text,
+        "finish_reason": output.outputs[0].finish_reason,
         "error": "",
     }
 

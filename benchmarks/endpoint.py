@@ -42,23 +42,30 @@ class Worker:
 
 
 class TextOf:
-    """The text in the chunks of one job, whatever shape the worker gives them."""
+    """The text in the chunks of one job, whatever shape the worker gives them.
+
+    `finish_reason` is that of the last chunk that had one.
+    """
 
     def __init__(self) -> None:
+        self.finish_reason: str | None = None
         self._rest = ""
 
     def __call__(self, output: Any) -> str:
         """The text that this chunk adds: of `{"text"}`, or of OpenAI's server-sent events."""
         if isinstance(output, dict):
+            self.finish_reason = output.get("finish_reason") or self.finish_reason
             return str(output.get("text", ""))
         *lines, self._rest = (self._rest + str(output)).split("\n")
         events = [line.removeprefix("data: ") for line in lines if line.startswith("data: {")]
         choices = [choice for event in events for choice in json.loads(event)["choices"]]
+        for choice in choices:
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
         return "".join(choice["text"] for choice in choices)
 
 
 def summary(job: Timed) -> dict[str, Any]:
-    """`{"first", "last", "end", "chunks", "bytes", "text", "error"}` of one job.
+    """`{"first", "last", "end", "chunks", "bytes", "text", "finish_reason", "error"}` of one job.
 
     `first` and `last` are when text arrived, `end` is when the job's end arrived, all three None
     where it never did; `bytes` counts the bodies of the streamed chunks.
@@ -73,6 +80,7 @@ def summary(job: Timed) -> dict[str, Any]:
         "chunks": len(job.bodies),
         "bytes": sum(len(body) for _, body in job.bodies),
         "text": "".join(text for _, text in texts),
+        "finish_reason": text_of.finish_reason,
         "error": job.error,
     }
 

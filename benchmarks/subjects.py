@@ -134,6 +134,10 @@ class Subject:
                 raise BenchmarkError(f"{self.name}: a job failed: {result['error']}")
             if result["end"] is None or result["first"] is None:
                 raise BenchmarkError(f"{self.name}: a job did not end within {limit:g} s")
+            if result["finish_reason"] != "length":  # then not all tokens have come
+                raise BenchmarkError(
+                    f"{self.name}: a job ended with {result['finish_reason']}, not with length"
+                )
         return results
 
     def cpu(self) -> Cpu:

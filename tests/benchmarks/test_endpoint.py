@@ -35,6 +35,17 @@ def test_text_is_read_from_chunks_and_from_events_cut_anywhere() -> None:
         assert text_of(stream[:cut]) + text_of(stream[cut:]) == "é12"
 
 
+def test_how_a_job_ended_is_read_from_both_shapes() -> None:
+    ended = TextOf()
+    ended({"text": "a"})
+    assert ended.finish_reason is None
+    ended({"text": "", "finish_reason": "length"})
+    assert ended.finish_reason == "length"
+    events = TextOf()
+    events('data: {"choices": [{"text": "", "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n')
+    assert events.finish_reason == "stop"
+
+
 def test_a_summary_times_text_not_empty_chunks() -> None:
     bodies = [
         json.dumps({"output": text}).encode()
@@ -48,6 +59,7 @@ def test_a_summary_times_text_not_empty_chunks() -> None:
         "chunks": 5,
         "bytes": sum(map(len, bodies)),
         "text": "xy",
+        "finish_reason": None,
         "error": "",
     }
 
