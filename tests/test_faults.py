@@ -92,7 +92,11 @@ async def test_shutdown_timeout_ends_jobs_with_a_clear_error() -> None:
 async def test_job_timeout_and_sigterm_during_a_long_job() -> None:
     async with platform() as served:
         environment = worker_environment(
-            **served.environment(), JOB_TIMEOUT="0.2", SHUTDOWN_TIMEOUT="1", RUNPOD_ENDPOINT_ID="ep"
+            **served.environment(),
+            JOB_TIMEOUT="0.2",
+            SHUTDOWN_TIMEOUT="1",
+            RUNPOD_ENDPOINT_ID="ep",
+            HF_HUB_OFFLINE="1",
         )
         process, output = start(WORKER, environment)
         try:

@@ -221,8 +221,8 @@ class VllmEngine:
         from vllm.usage.usage_lib import UsageContext
 
         self._args = _parsed(self._settings)
+        self._args.model = self._folder
         args = AsyncEngineArgs.from_cli_args(self._args)
-        args.model = self._folder
         args.served_model_name = [self.model_name]
         if current_platform.is_cpu():
             _cpu_defaults(args, self._settings.engine_args)
