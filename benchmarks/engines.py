@@ -204,7 +204,7 @@ def main(
             help="ENGINE=MODEL: what an engine loads instead of the bundled model; repeatable.",
         ),
     ] = None,
-    count: Annotated[int, typer.Option("--rounds", min=1, help="Rounds.")] = 5,
+    count: Annotated[int, typer.Option("--rounds", min=1, help="Rounds.")] = 3,
     out: Annotated[Path, typer.Option(help="Where the results go.")] = RESULTS,
 ) -> None:
     """Measure and report; exits with 1 when an engine failed."""

@@ -186,7 +186,7 @@ def main(
     quick: Annotated[
         bool, typer.Option(help="Two rounds, without 128 jobs; into .cache/bench/quick.")
     ] = False,
-    count: Annotated[int, typer.Option("--rounds", min=1, help="Rounds.")] = 5,
+    count: Annotated[int, typer.Option("--rounds", min=1, help="Rounds.")] = 3,
     jobs: Annotated[str, typer.Option(help="Jobs at once, each a case.")] = "1,16,64,128",
     round_trips: Annotated[str, typer.Option(help="Milliseconds, each a case.")] = "0,50",
     only: Annotated[

@@ -132,7 +132,7 @@ class Settings(BaseSettings):
         120, description="seconds that the platform may be away before a chunk or result is lost"
     )
     stream_interval_ms: Annotated[int, Field(ge=0, le=60000)] = Field(
-        50,
+        100,
         description="milliseconds between two chunks of one stream at least, once it has run for "
         "four times as long; 0: a chunk for whatever was generated while the last one travelled",
     )
