@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ from worker.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("path")
 
+Children = Callable[[], list[psutil.Process]]
+
 PROMPT = Request("import os\n\ndef ", None, True, Options(max_tokens=4))
 LONG = Request("import os\n\ndef ", None, True, Options(max_tokens=1900, ignore_eos=True))
 
@@ -51,6 +53,15 @@ LONG = Request("import os\n\ndef ", None, True, Options(max_tokens=1900, ignore_
 @pytest.fixture
 def path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", PATH)
+
+
+@pytest.fixture
+def children() -> Children:
+    """The processes below this one that the test has started: a fixture's may run beside them."""
+    before = psutil.Process().children(recursive=True)
+    return lambda: [
+        one for one in left(psutil.Process().children(recursive=True)) if one not in before
+    ]
 
 
 def settings(**fields: Any) -> Settings:
@@ -66,10 +77,6 @@ async def engine(**fields: Any) -> AsyncIterator[ServerEngine]:
         yield started
     finally:
         started.stop()
-
-
-def children() -> list[psutil.Process]:
-    return left(psutil.Process().children(recursive=True))
 
 
 async def text_of(running: ServerEngine, request: Request) -> str:
@@ -89,7 +96,7 @@ async def whole(running: ServerEngine, body: dict[str, Any]) -> Any:
 
 @needs("llama-server")
 async def test_fifty_starts_leave_no_process_no_port_and_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: Children
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     ports = set()
@@ -155,7 +162,7 @@ async def test_a_port_that_somebody_takes_is_given_up(
 
 @needs("llama-server")
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_server_that_hangs_is_ended(stream: bool) -> None:
+async def test_a_server_that_hangs_is_ended(stream: bool, children: Children) -> None:
     async with engine(stall_timeout=2) as running:
         [process] = children()
         begun = asyncio.create_task(text_of(running, LONG))
@@ -286,7 +293,7 @@ def test_api_mode_over_a_server() -> None:
 
 @needs("llama-server")
 async def test_no_secret_reaches_the_server_or_the_process_list(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, children: Children
 ) -> None:
     monkeypatch.setenv("API_KEY", "a-key-of-the-clients")
     async with engine(api_key="a-key-of-the-clients") as running:
@@ -332,7 +339,7 @@ def test_options_are_checked_against_the_servers_own(args: dict, sentence: str) 
 
 
 @needs("llama-server")
-async def test_options_reach_the_server() -> None:
+async def test_options_reach_the_server(children: Children) -> None:
     args = {"cache_type_k": "f32", "flash-attn": "off", "no-warmup": True, "threads": 1}
     async with engine(engine_args=args) as running:
         [process] = children()
@@ -401,7 +408,10 @@ async def test_mlc_as_its_documentation_has_it(fakes: Path) -> None:
 
 
 async def test_a_start_has_a_deadline_and_leaves_nothing(
-    fakes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fakes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    children: Children,
 ) -> None:
     monkeypatch.setenv("LOADING", "3600")
     with pytest.raises(EngineStartError, match="not ready after STARTUP_TIMEOUT=2 seconds"):
@@ -419,7 +429,9 @@ async def test_a_probe_without_an_answer_is_not_the_last(
         assert running.phases["server"] > server.PROBE_TIMEOUT
 
 
-async def test_told_to_stop_during_the_start(fakes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_told_to_stop_during_the_start(
+    fakes: Path, monkeypatch: pytest.MonkeyPatch, children: Children
+) -> None:
     monkeypatch.setenv("LOADING", "3600")
     stopped = asyncio.Event()
     fields = settings(engine="tabby", model=str(fakes))
