@@ -21,9 +21,6 @@ from preload.model import Model, ModelNameError, parse
 SECRET = Path("/run/secrets/HF_TOKEN")
 """Where an image build mounts the secret HF_TOKEN."""
 
-WITHOUT_WEIGHTS = ("openllm", "remote")
-"""Engines for which MODEL is only a name."""
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -52,7 +49,7 @@ def bake(environ: Mapping[str, str], into: Path) -> str:
     text = environ.get("MODEL", "").strip()
     if not text:
         return "MODEL is not set: nothing is baked, the model is downloaded at run time"
-    if (engine := environ.get("ENGINE", "").strip()) in WITHOUT_WEIGHTS:
+    if (engine := environ.get("ENGINE", "").strip()) in weights.WITHOUT:
         return f"ENGINE={engine} brings its own weights: nothing is baked"
     model = _model(text, environ.get("MODEL_REVISION", ""))
     if model.folder:

@@ -12,11 +12,15 @@ from preload.catalog import Entry
 from preload.errors import HubUnreachable, WeightsError
 from preload.model import Model
 
-__all__ = ["BAKED", "Places", "Weights", "WeightsError", "find"]
+__all__ = ["BAKED", "WITHOUT", "Places", "Weights", "WeightsError", "find"]
 
 log = logging.getLogger(__name__)
 
 BAKED = Path("/models")
+
+WITHOUT = ("openllm", "remote")
+"""Engines that bring their own weights; for the others those of MODEL are found."""
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -73,7 +77,7 @@ def find(model: Model, *, token: str | None = None, places: Places | None = None
 def _found(model: Model, folder: Path, why: str) -> Weights:
     if model.gguf is None:
         return Weights(folder, f"{folder}: {why}")
-    file = _gguf_parts(folder, model.gguf)[0]
+    file = gguf_parts(folder, model.gguf)[0]
     return Weights(folder, f"{file}: {why}", file)
 
 
@@ -86,7 +90,7 @@ def missing(folder: Path, gguf: str | None = None) -> str | None:
         return "there is no such folder"
     if gguf:
         try:
-            _gguf_parts(folder, gguf)
+            gguf_parts(folder, gguf)
         except WeightsError as error:
             return str(error)
         return None
@@ -104,7 +108,7 @@ def missing(folder: Path, gguf: str | None = None) -> str | None:
     return "the folder holds neither *.safetensors nor pytorch_model*.bin"
 
 
-def _gguf_parts(folder: Path, wanted: str) -> list[Path]:
+def gguf_parts(folder: Path, wanted: str) -> list[Path]:
     """As `choose.gguf_parts`, of the files in `folder`."""
     named = wanted.lower().endswith(".gguf")
     paths = (folder / wanted).parent.glob("*") if named else folder.rglob("*")

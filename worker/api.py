@@ -10,7 +10,6 @@ import asyncio
 import hmac
 import json
 import logging
-import signal
 import socket
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +24,7 @@ from worker import completion, engines, routes
 from worker.engines.asgi import App, Message, Receive, Send
 from worker.engines.base import Engine
 from worker.errors import BadRequest, EngineError, EngineRefusal, SettingsError
+from worker.processes import stop_signals
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -203,9 +203,7 @@ def _error(code: int, message: str, *, retry_after: int | None = None) -> JSONRe
 async def _serve(settings: Settings) -> int:
     front = Front(settings)
     front.enter("starting")
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    stopped = stop_signals()
     servers = [_Server(front, listener) for listener in _listeners(settings)]
     serving = [asyncio.create_task(server.run()) for server in servers]
     code = await _run_engine(front, stopped)

@@ -210,9 +210,9 @@ def pieces(chunk: Any) -> list[Any]:
         return []
     if len(encoded(chunk | {"text": ""})) > CHUNK_LIMIT - 12 * PIECE:
         return []
-    first = {name: chunk[name] for name in ("index",) if name in chunk}
+    whose = {"index": chunk["index"]} if "index" in chunk else {}
     *texts, last = _cut(chunk["text"])
-    return [{"text": text} | first for text in texts] + [chunk | {"text": last}]
+    return [{"text": text} | whose for text in texts] + [chunk | {"text": last}]
 
 
 def _cut(text: str) -> list[str]:
@@ -221,8 +221,8 @@ def _cut(text: str) -> list[str]:
     begin = 0
     while begin < len(text):
         end = begin + PIECE
-        if end < len(text):
-            end = text.rfind("\n\n", begin, end) + 2 if "\n\n" in text[begin:end] else end
+        if end < len(text) and (event := text.rfind("\n\n", begin, end)) >= 0:
+            end = event + 2
         parts.append(text[begin:end])
         begin = end
     return parts

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import sys
 from collections.abc import Mapping
 
-from worker.processes import Child
+from worker.processes import Child, stop_signals
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -42,9 +41,7 @@ async def _pod(settings: Settings, environment: Mapping[str, str]) -> int:
     """
     from worker import pod
 
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    stopped = stop_signals()
 
     pod.run_hook("pre_start.sh")
     services = pod.services(settings, environment)

@@ -57,6 +57,14 @@ class Child:
         await process.wait()
 
 
+def stop_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set from now on."""
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    return stopped
+
+
 def end_descendants(grace: float = 3.0) -> None:
     """End every process below this one: SIGTERM, after `grace` seconds SIGKILL.
 

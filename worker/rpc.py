@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-import socket
 from contextlib import suppress
 
-from worker.engines.machine import threads
-from worker.engines.spawned import Spawned, find_program
+from worker.engines import machine
+from worker.engines.spawned import Spawned, bind_problem, find_program
 from worker.errors import EngineDead, EngineStartError, SettingsError
+from worker.processes import stop_signals
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
 PROGRAMS = ("ggml-rpc-server", "rpc-server")
 """llama.cpp's RPC server, by its name and by its older one."""
-
-QUIET = {"OMP_WAIT_POLICY": "passive", "GGML_NO_BACKTRACE": "1"}
 
 
 def serve(settings: Settings) -> int:
@@ -33,9 +30,7 @@ def serve(settings: Settings) -> int:
 
 
 async def _serve(settings: Settings) -> int:
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    stopped = stop_signals()
 
     host, port = str(settings.rpc_host), settings.rpc_port
     program = next(filter(None, map(find_program, PROGRAMS)), None)
@@ -43,9 +38,10 @@ async def _serve(settings: Settings) -> int:
         raise EngineStartError(
             "MODE_TO_RUN=rpc needs llama.cpp's ggml-rpc-server, and it is not on PATH"
         )
-    _check_free(host, port)
-    command = [program, "--host", host, "--port", str(port), "--threads", str(threads())]
-    server = Spawned("ggml-rpc-server", command, QUIET, port)
+    if problem := bind_problem(host, port):  # it would end with code 0
+        raise SettingsError([f"RPC_HOST={host}, RPC_PORT={port}: can't be bound: {problem}"])
+    command = [program, "--host", host, "--port", str(port), "--threads", str(machine.threads())]
+    server = Spawned("ggml-rpc-server", command, machine.LLAMA_CPP, port)
     ended = asyncio.create_task(server.ended.wait())
     stop = asyncio.create_task(stopped.wait())
     try:
@@ -59,18 +55,6 @@ async def _serve(settings: Settings) -> int:
     if not stopped.is_set():
         raise EngineDead(f"ggml-rpc-server ended with code {server.code}:{server.last_lines()}")
     return 0
-
-
-def _check_free(host: str, port: int) -> None:
-    """ggml-rpc-server itself ends with code 0 where the port is taken."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise SettingsError(
-                [f"RPC_HOST={host}, RPC_PORT={port}: can't be bound: {error.strerror}"]
-            ) from None
 
 
 async def _until_it_listens(server: Spawned, timeout: float) -> None:
@@ -95,7 +79,7 @@ def _report(server: Spawned, host: str, port: int) -> None:
     for line in lines[after:]:
         if line.endswith("free)"):
             log.info("lends %s", line.strip())
-    log.info("serves llama.cpp's RPC on %s:%d with %d threads", host, port, threads())
+    log.info("serves llama.cpp's RPC on %s:%d with %d threads", host, port, machine.threads())
     log.warning(
         "whoever reaches %s:%d can use this machine and crash it: llama.cpp's RPC knows no key "
         "and no encryption; private networks only",

@@ -109,8 +109,7 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
             self.exit_code = started
             return False
         self._engine = started
-        wanted = self._settings.concurrency_modifier
-        self.current_concurrency = self._engine.slots if wanted == "auto" else wanted
+        self.current_concurrency = engines.jobs_at_once(started, self._settings)
         log.info("taking jobs, %d at once", self.current_concurrency)
         return True
 

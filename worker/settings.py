@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from preload import weights
 from preload.model import parse as parse_model
 from worker import engines
 from worker.errors import SettingsError
@@ -170,7 +171,7 @@ class Settings(BaseSettings):
     @field_validator("model")
     @classmethod
     def _known_model(cls, text: str, info: ValidationInfo) -> str:
-        if info.data.get("engine") not in {"openllm", "remote"}:
+        if info.data.get("engine") not in weights.WITHOUT:
             parse_model(text, info.data.get("model_revision") or "")
         return text
 

@@ -15,7 +15,7 @@ from runpod.serverless.modules import rp_http, rp_scale
 
 from preload.weights import WeightsError
 from worker import engines
-from worker.errors import SettingsError, TripodError
+from worker.errors import TripodError
 from worker.handler import handler
 from worker.jobs import DIED, Running, error_of, failure, until_deadline
 from worker.settings import Settings
@@ -76,10 +76,8 @@ def serve(settings: Settings) -> int:
     try:
         engine = engines.load(settings)
     except (TripodError, WeightsError) as error:
-        log.error("%s", error, exc_info=error.__cause__)
-        return 2 if isinstance(error, SettingsError) else 1
-    wanted = settings.concurrency_modifier
-    slots = engine.slots if wanted == "auto" else wanted
+        return engines.failed_start(error)
+    slots = engines.jobs_at_once(engine, settings)
     warming: list[asyncio.Task[None]] = []
     config: dict[str, Any] = {}
 

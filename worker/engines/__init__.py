@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from worker.engines.base import Engine
     from worker.settings import Settings
 
-WITHOUT_WEIGHTS = ("openllm", "remote")
-"""Engines that bring their own weights; for the others Tripod finds those of MODEL."""
-
 log = logging.getLogger(__name__)
 
 
@@ -70,8 +67,19 @@ async def start_unless(stopped: asyncio.Event, settings: Settings) -> Engine | i
     try:
         return starting.result()
     except (TripodError, WeightsError) as error:
-        log.error("%s", error, exc_info=error.__cause__)
-        return 2 if isinstance(error, SettingsError) else 1
+        return failed_start(error)
+
+
+def failed_start(error: TripodError | WeightsError) -> int:
+    """Log why the engine did not start; returns the exit code of the process."""
+    log.error("%s", error, exc_info=error.__cause__)
+    return 2 if isinstance(error, SettingsError) else 1
+
+
+def jobs_at_once(engine: Engine, settings: Settings) -> int:
+    """CONCURRENCY_MODIFIER, with `auto` decided by the engine."""
+    wanted = settings.concurrency_modifier
+    return engine.slots if wanted == "auto" else wanted
 
 
 async def start(settings: Settings) -> Engine:
@@ -105,7 +113,7 @@ def load(settings: Settings) -> Engine:
     begin = time.monotonic()
     name = chosen(settings.engine, settings.model)
     found = None
-    if name not in WITHOUT_WEIGHTS:
+    if name not in weights.WITHOUT:
         token = settings.hf_token.get_secret_value() if settings.hf_token else None
         wanted = model.parse(settings.model, settings.model_revision or "")
         found = weights.find(wanted, token=token)

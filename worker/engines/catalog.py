@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from worker.engines.options import underscored
 from worker.engines.vllm import OURS, argument_names
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def applied(settings: Settings, entry: Entry) -> Settings:
     ENGINE_ARGS wins option by option, and MAX_MODEL_LEN where it is not its default. What vLLM
     no longer knows is dropped with a warning.
     """
-    given = {name.lstrip("-").replace("-", "_") for name in settings.engine_args}
+    given = set(map(underscored, settings.engine_args))
     taken: dict[str, Any] = {}
     for name, value in entry.engine_args.items():
         if name in NOT_TAKEN or name in given:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from preload.weights import gguf_parts
 from worker.errors import EngineStartError
 
 SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 """GGUF's value types → struct's letters; all little-endian."""
 
 STRING, ARRAY = 8, 9
-
-_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +43,13 @@ def read(path: Path) -> Head:
         kv_bytes = 2 * width * sum(_list(kv_heads, layers))
     except (OSError, KeyError, TypeError, ValueError, struct.error, ZeroDivisionError) as error:
         raise EngineStartError(f"{path}: the file is no whole GGUF model: {error!r}") from None
-    return Head(context, kv_bytes, sum(part.stat().st_size for part in _parts(path)))
+    parts = gguf_parts(path.parent, path.name)
+    return Head(context, kv_bytes, sum(part.stat().st_size for part in parts))
 
 
 def _list(value: Any, length: int) -> list[int]:
     """A number for each layer; most models give one for all."""
     return value if isinstance(value, list) else [int(value)] * length
-
-
-def _parts(path: Path) -> list[Path]:
-    if split := _PART.search(path.name):
-        stem = path.name[: split.start()]
-        return sorted(path.parent.glob(f"{stem}-*-of-{split[1]}.gguf"))
-    return [path]
 
 
 def _architecture(file: BinaryIO) -> dict[str, Any]:

@@ -9,6 +9,12 @@ import psutil
 
 CGROUP = Path("/sys/fs/cgroup")
 
+LLAMA_CPP = {
+    "OMP_WAIT_POLICY": "passive",  # spinning threads starve each other on busy cores
+    "GGML_NO_BACKTRACE": "1",
+}
+"""Variables for its programs."""
+
 
 def threads() -> int:
     """Threads that compute without being in each other's way: cores, not hyper-threads."""

@@ -6,7 +6,6 @@ documentation and tested against a recorded contract; they have not been run her
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import re
@@ -17,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from worker.engines import dialects, gguf, machine
+from worker.engines import dialects, gguf, machine, options
 from worker.engines.dialects import Dialect
 from worker.engines.spawned import find_program
 from worker.errors import EngineStartError
@@ -34,7 +33,6 @@ MOST_SLOTS = 32
 REMOTE_SLOTS = 64
 """The same where the server does not say how many it works on at once."""
 
-
 TABBY_SLOTS = 4
 """The same for TabbyAPI, which is told the size of its cache and does not reckon it."""
 
@@ -47,20 +45,19 @@ class Preset:
     ready: ClassVar[str] = "/v1/models"
     dialect: ClassVar[Dialect | None] = None
     ours: ClassVar[Mapping[str, str]] = {}
+    auto_slots: ClassVar[int] = REMOTE_SLOTS
 
     def __init__(self, settings: Settings, weights: Weights | None) -> None:
         self.settings = settings
         self.weights = weights
         self.max_model_len = settings.max_model_len
         wanted = settings.concurrency_modifier
-        self.slots = REMOTE_SLOTS if self.wants_auto() or wanted == "auto" else wanted
+        # It bounds jobs of the queue; over HTTP the engine takes what fits.
+        over_http = settings.mode_to_run == "api"
+        self.slots = self.auto_slots if over_http or wanted == "auto" else wanted
         self.model_name = settings.served_model_name or settings.model
         self.key = settings.engine_api_key.get_secret_value() if settings.engine_api_key else None
         self.backends: list[str] = []
-
-    def wants_auto(self) -> bool:
-        """CONCURRENCY_MODIFIER bounds jobs of the queue; over HTTP the engine takes what fits."""
-        return self.settings.mode_to_run == "api"
 
     def command(self, program: str, port: int) -> list[str]:
         """The command line that serves on the loopback's `port`."""
@@ -83,7 +80,9 @@ class Preset:
         program = find_program(cls.program)
         if program is None:
             return [f"{cls.program} is not installed here"]
-        return _problems(args, cls.known_options(program), cls.ours, cls.name)
+        known = cls.known_options(program)
+        known |= set(map(options.dashed, known))
+        return options.problems(_dashed(args), known, cls.ours, cls.name)
 
     @classmethod
     def known_options(cls, program: str) -> frozenset[str]:
@@ -98,6 +97,7 @@ class LlamaCpp(Preset):
     program = "llama-server"
     ready = "/health"
     dialect = dialects.LLAMA_CPP
+    auto_slots = MOST_SLOTS
     ours: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("model", "model-url", "hf-repo", "hf-file", "docker-repo"), "MODEL"),
         "ctx-size": "MAX_MODEL_LEN",
@@ -134,12 +134,11 @@ class LlamaCpp(Preset):
     def _slots(self, head: gguf.Head) -> int:
         """As many as asked for and as memory holds; llama-server reserves all of it at once."""
         wanted = self.settings.concurrency_modifier
-        auto = self.wants_auto() or wanted == "auto"
         if self.backends:
             return 1 if wanted == "auto" else wanted  # their memory is theirs to know
         free = _device_memory(find_program("llama-server")) or machine.free_memory() // 2
         room = max(0, free - head.file_bytes) // max(1, head.kv_bytes * self.max_model_len)
-        return max(1, min(room, MOST_SLOTS if auto or wanted == "auto" else wanted))
+        return max(1, min(room, self.slots))
 
     def command(self, program: str, port: int) -> list[str]:
         own = {
@@ -161,11 +160,7 @@ class LlamaCpp(Preset):
 
     def variables(self) -> dict[str, str]:
         assert self.key
-        return {
-            "LLAMA_API_KEY": self.key,
-            "OMP_WAIT_POLICY": "passive",  # spinning threads starve each other on busy cores
-            "GGML_NO_BACKTRACE": "1",
-        }
+        return {"LLAMA_API_KEY": self.key, **machine.LLAMA_CPP}
 
     def report(self, lines: list[str]) -> None:
         # "offloaded 5/5 layers" is written even when nothing was; these lines tell the truth.
@@ -284,17 +279,13 @@ class Tabby(Preset):
     program = "tabbyapi"
     ready = "/health"
     dialect = dialects.TABBY
+    auto_slots = TABBY_SLOTS
     ours: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("model-dir", "model-name"), "MODEL"),
         "max-seq-len": "MAX_MODEL_LEN",
         "cache-size": "MAX_MODEL_LEN and CONCURRENCY_MODIFIER",
         **dict.fromkeys(("host", "port", "disable-auth"), "Tripod"),
     }
-
-    def __init__(self, settings: Settings, weights: Weights | None) -> None:
-        super().__init__(settings, weights)
-        if self.wants_auto() or settings.concurrency_modifier == "auto":
-            self.slots = TABBY_SLOTS
 
     def command(self, program: str, port: int) -> list[str]:
         assert self.weights
@@ -344,22 +335,8 @@ def _output(program: str, *arguments: str) -> str:
     return ran.stdout + ran.stderr
 
 
-def _problems(
-    args: dict[str, Any], known: frozenset[str], ours: Mapping[str, str], engine: str
-) -> list[str]:
-    problems = []
-    for name in _dashed(args):
-        if name in ours:
-            problems.append(f"{name} is set by {ours[name]}")
-        elif name not in known and name.replace("-", "_") not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            problems.append(f"{engine} has no option {name}{hint}")
-    return problems
-
-
-def _dashed(args: dict[str, Any]) -> dict[str, Any]:
-    return {name.lstrip("-").replace("_", "-"): value for name, value in args.items()}
+def _dashed(args: Mapping[str, Any]) -> dict[str, Any]:
+    return {options.dashed(name): value for name, value in args.items()}
 
 
 def _options(values: Mapping[str, Any]) -> list[str]:

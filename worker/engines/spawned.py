@@ -18,6 +18,8 @@ from pathlib import Path
 
 import psutil
 
+from preload.catalog import SECRETS
+
 log = logging.getLogger(__name__)
 
 CACHE = Path(__file__).parents[2] / ".cache"
@@ -29,10 +31,7 @@ KEPT_LINES = 400
 TOLD_LINES = 12
 """Lines of it that an error tells."""
 
-KEPT_BACK = (
-    *("API_KEY", "ENGINE_API_KEY", "JUPYTER_PASSWORD", "RUNPOD_AI_API_KEY"),
-    *("LLAMA_ARG_HOST", "LLAMA_ARG_PORT"),
-)
+KEPT_BACK = {*SECRETS, "LLAMA_ARG_HOST", "LLAMA_ARG_PORT"} - {"HF_TOKEN"}
 """Variables that no server sees: secrets, and what an image wants it to listen on."""
 
 
@@ -55,13 +54,18 @@ def free_port() -> int:
 
 def is_taken(port: int) -> bool:
     """Whether somebody listens on the loopback's `port`."""
+    return bind_problem("127.0.0.1", port) is not None
+
+
+def bind_problem(host: str, port: int) -> str | None:
+    """Why nobody can listen on this port now; None where it is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-    return False
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
 
 
 class Spawned:

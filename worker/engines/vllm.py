@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import difflib
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ import httpx
 from worker.engines.asgi import App, StreamingASGITransport
 from worker.engines.base import Delta, Usage
 from worker.engines.limits import answer_tokens, field_of, too_long
+from worker.engines.options import dashed, problems, underscored
 from worker.errors import BadRequest, EngineDead, EngineError, EngineStartError, SettingsError
 from worker.requests import Options, Request
 
@@ -87,15 +87,7 @@ def argument_problems(args: dict[str, Any]) -> list[str]:
         known = argument_names() if args else frozenset[str]()
     except ModuleNotFoundError:
         return ["vLLM is not installed here"]
-    problems = []
-    for name in map(_underscored, args):
-        if name in OURS:
-            problems.append(f"{name} is set by {OURS[name]}")
-        elif name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            problems.append(f"vLLM has no option {name}{hint}")
-    return problems
+    return problems(map(underscored, args), known, OURS, "vLLM")
 
 
 class VllmEngine:
@@ -306,7 +298,7 @@ def _cpu_defaults(args: AsyncEngineArgs, given: dict[str, Any]) -> None:
     """On a CPU: start without compiling, and leave memory to the rest of the machine."""
     import psutil
 
-    names = set(map(_underscored, given))
+    names = set(map(underscored, given))
     if "enforce_eager" not in names:
         args.enforce_eager = True
     sized = names & {"kv_cache_memory_bytes", "gpu_memory_utilization"}
@@ -328,7 +320,7 @@ def _parsed(settings: Settings) -> Namespace:
     if settings.mode_to_run != "api":
         arguments.append("--disable-log-stats")  # only /metrics reads them
     for name, value in settings.engine_args.items():
-        option = "--" + _underscored(name).replace("_", "-")
+        option = "--" + dashed(name)
         if isinstance(value, bool):
             arguments.append(option if value else option.replace("--", "--no-", 1))
         elif isinstance(value, list):
@@ -369,10 +361,6 @@ def _check_shared_memory() -> None:
             f"/dev/shm has {free >> 20} MiB free, but vLLM needs {SHARED_MEMORY >> 20} MiB; "
             "start the container with --shm-size 1g"
         )
-
-
-def _underscored(name: str) -> str:
-    return name.lstrip("-").replace("-", "_")
 
 
 def _first_line(error: BaseException) -> str:
