@@ -6,8 +6,6 @@ SECONDS ?= 600
 # Only asked when pip's own configuration has no CPU build of torch; PyPI has none.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
-# Where `make setup` puts llama.cpp when this machine has none.
-export PATH := $(PATH):$(CURDIR)/.cache/llama.cpp/bin
 
 .PHONY: help setup run test chaos bench lint image-test
 
@@ -22,7 +20,7 @@ run: setup ## a local Runpod endpoint with a real worker and the bundled model; 
 		exec $(BIN)/python -m emulator --port $(PORT) -- $(BIN)/python -m worker
 
 test: setup ## the whole test suite
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos: setup ## ten minutes of faults on purpose, and a balance; SECONDS= and SEED= to change
 	@$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))

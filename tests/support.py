@@ -3,8 +3,6 @@
 import asyncio
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -19,12 +17,12 @@ import psutil
 import pytest
 from aiohttp import web
 
+from worker.engines.spawned import find_program
+
 ROOT = Path(__file__).parents[1]
 MODEL = os.environ.get("TEST_MODEL", str(ROOT / "models" / "tiny"))
 GGUF = ROOT / "models" / "tiny-gguf" / "tiny-f32.gguf"
 LLAMA = ROOT / ".cache" / "llama.cpp"
-PATH = os.pathsep.join([os.environ["PATH"], str(LLAMA / "bin")])
-"""Finds llama-server and ggml-rpc-server, this machine's own or those that `make setup` fetched."""
 
 START = 240.0
 """Seconds that a worker may take to become ready on a busy machine."""
@@ -54,15 +52,7 @@ def needs(program: str) -> pytest.MarkDecorator:
     """Skip where neither this machine nor `make setup` has that program of llama.cpp."""
     note = LLAMA / "skip"
     why = note.read_text(encoding="utf-8").strip() if note.is_file() else "run `make setup`"
-    return pytest.mark.skipif(
-        shutil.which(program, path=PATH) is None, reason=f"{program} is missing: {why}"
-    )
-
-
-def free_port() -> int:
-    """A loopback port that nobody holds now, for programs that can't choose one themselves."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
+    return pytest.mark.skipif(find_program(program) is None, reason=f"{program} is missing: {why}")
 
 
 def left(family: list[psutil.Process]) -> list[psutil.Process]:
@@ -81,7 +71,6 @@ def worker_environment(**variables: str) -> dict[str, str]:
     settings = {
         "MODE_TO_RUN": "serverless",
         "MODEL": MODEL,
-        "PATH": PATH,
         "RUNPOD_LOG_LEVEL": "WARN",
         "ENGINE_ARGS": json.dumps(
             {

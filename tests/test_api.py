@@ -23,6 +23,7 @@ from tests.support import (
     stop,
     worker_environment,
 )
+from worker.engines.spawned import free_port
 
 KEY = "a-key-that-must-not-be-logged"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -66,14 +67,6 @@ def api(**variables: str) -> Iterator[Served]:
         served.http.close()
         served.openai.close()
         stop(process)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +233,7 @@ def test_sigterm_drains(served: Served) -> None:
         served.process.terminate()
         assert list(lines)[-2:] == ["data: [DONE]", ""]
     assert served.process.wait(30) == 0
-    eventually(lambda: not left(family), 10, "no child is left")
+    eventually(lambda: not left(family), 30, "no child is left")
 
 
 def test_a_dead_engine_is_told_by_ping_and_exit_code() -> None:
@@ -248,7 +241,7 @@ def test_a_dead_engine_is_told_by_ping_and_exit_code() -> None:
         eventually(lambda: worker.process.poll() is not None or worker.ping() == 200, START, "200")
         children = psutil.Process(worker.process.pid).children(recursive=True)
         next(child for child in children if "EngineCore" in "".join(child.cmdline()[:1])).kill()
-        eventually(lambda: worker.ping() == 503, 10, "503")
+        eventually(lambda: worker.ping() == 503, 30, "503")
         assert worker.process.wait(20) == 1
 
 
@@ -264,7 +257,7 @@ def test_a_dead_engine_is_told_by_ping_and_exit_code() -> None:
 def test_what_is_bound(variables: dict[str, str], addresses: set[str]) -> None:
     health = str(free_port())
     with api(HOST="0.0.0.0", PORT_HEALTH=health, **variables) as worker:
-        eventually(lambda: worker.output.find(f":{health}"), 10, "the port of /ping")
+        eventually(lambda: worker.output.find(f":{health}"), 30, "the port of /ping")
         listening = [
             connection.laddr
             for connection in psutil.Process(worker.process.pid).net_connections("tcp")

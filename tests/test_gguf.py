@@ -15,11 +15,11 @@ from tests.support import (
     ROOT,
     START,
     eventually,
-    free_port,
     needs,
     stop,
     worker_environment,
 )
+from worker.engines.spawned import find_program, free_port
 
 TINY = ROOT / "models" / "tiny"
 PROMPTS = [
@@ -60,7 +60,14 @@ def served(
     else:
         to_gguf.convert(TINY, model, to_gguf.Type(request.param))
     port = free_port()
-    command = ["llama-server", "--offline", "-m", str(model), "--port", str(port)]
+    command = [
+        str(find_program("llama-server")),
+        "--offline",
+        "-m",
+        str(model),
+        "--port",
+        str(port),
+    ]
     command += ["-c", "2048", "-np", "1", "-t", "1", "-fa", "off", "-ctk", "f32", "-ctv", "f32"]
     with (model.parent / "log").open("w") as log:
         process = subprocess.Popen(

@@ -1,7 +1,6 @@
 """`MODEL=openllm:<tag>`, served by vLLM with the catalog's settings, and `ENGINE=openllm`."""
 
 import logging
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from tests.openllm import HOME, catalog_of_tiny, install, own_bento
 from tests.preload.hub import Hub, Running
 from tests.support import (
     GGUF,
-    PATH,
     ROOT,
     WORKER,
     endpoint,
@@ -27,6 +25,7 @@ from tests.support import (
 )
 from worker.engines.catalog import applied
 from worker.engines.presets import PRESETS
+from worker.engines.spawned import find_program
 from worker.settings import Settings
 
 
@@ -133,7 +132,7 @@ def of(bento: Path) -> list[psutil.Process]:
 @needs("llama-server")
 def test_an_own_bento_is_served_and_ends_with_all_its_processes(tmp_path: Path) -> None:
     install()
-    program = shutil.which("llama-server", path=PATH)
+    program = find_program("llama-server")
     assert program
     bento = own_bento(tmp_path, program=program, gguf=str(GGUF))
     with endpoint(**serving(bento, SERVED_MODEL_NAME="mine")) as served:
@@ -150,7 +149,7 @@ def test_an_own_bento_is_served_and_ends_with_all_its_processes(tmp_path: Path) 
         assert served.output.find("openllm has no /tokenize")
         names = {process.name() for process in of(bento)}
         assert len(names) >= 2, names  # openllm and bentoml are `python`
-    eventually(lambda: not of(bento), 10, "the end of openllm, bentoml and llama-server")
+    eventually(lambda: not of(bento), 30, "the end of openllm, bentoml and llama-server")
 
 
 def test_a_bento_whose_engine_never_starts_ends_at_the_deadline(tmp_path: Path) -> None:
@@ -164,6 +163,6 @@ def test_a_bento_whose_engine_never_starts_ends_at_the_deadline(tmp_path: Path) 
         assert process.wait(90) == 1, output.text()
         assert output.find("not ready after STARTUP_TIMEOUT=30 seconds")
         assert output.find("llama-server ended with code 1"), output.text()
-        eventually(lambda: not of(bento), 10, "the end of openllm and bentoml")
+        eventually(lambda: not of(bento), 30, "the end of openllm and bentoml")
     finally:
         stop(process)

@@ -17,13 +17,13 @@ from tests.support import (
     Endpoint,
     endpoint,
     eventually,
-    free_port,
     left,
     needs,
     start,
     stop,
     worker_environment,
 )
+from worker.engines.spawned import free_port
 
 pytestmark = [needs("llama-server"), needs("ggml-rpc-server")]
 
@@ -73,7 +73,7 @@ def test_it_tells_what_it_lends_and_ends_with_sigterm(backend: Backend) -> None:
     assert "knows no key and no encryption" in warning
     family = [backend.server]
     assert stop(backend.process) == 0
-    eventually(lambda: not left(family), 5, "no process left")
+    eventually(lambda: not left(family), 30, "no process left")
 
 
 def test_only_loopback_is_bound_unless_told_otherwise(backend: Backend) -> None:

@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     """The condition's first true value; fails the test if there is none in time."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -149,7 +149,7 @@ def sdk_emulator(
 ) -> Iterator[Emulator]:
     """An emulator with two workers on the real SDK."""
     folder = tmp_path_factory.mktemp("sdk")
-    emulator = start(folder, ["--workers", "2", "--", *echo_worker], None)
+    emulator = start(folder, ["--workers", "2", "--", *echo_worker], {"RUNPOD_LOG_LEVEL": "INFO"})
     try:
         wait_until(lambda: emulator.url and emulator.call("GET", "health")["workers"]["ready"] == 2)
         yield emulator

@@ -23,12 +23,9 @@ async def stream(job: dict[str, Any]) -> AsyncIterator[Any]:
         os._exit(ask["exit"])
     if "refresh" in ask:
         config["refresh_worker"] = True
-    try:
-        for index in range(ask.get("chunks", 1)):
-            await asyncio.sleep(ask.get("pause", 0))
-            yield {"text": ask.get("text", "echo"), "index": index}
-    finally:
-        print(f"left {job['id']}")
+    for index in range(ask.get("chunks", 1)):
+        await asyncio.sleep(ask.get("pause", 0))
+        yield {"text": ask.get("text", "echo"), "index": index}
 
 
 async def plain(job: dict[str, Any]) -> Any:
