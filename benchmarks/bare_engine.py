@@ -6,6 +6,7 @@ ENGINE_ARGS (JSON), and TOKENS, the tokens of every answer.
 """
 
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -52,6 +53,8 @@ async def main() -> None:
     )
     llm = AsyncLLM.from_engine_args(args)
     await one(llm, "Hello", time.monotonic())
+    gc.collect()
+    gc.freeze()  # as the worker does: a collection would hold up a run for half a second
     print("ready", file=answers, flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         begin = time.monotonic()

@@ -7,10 +7,8 @@ worker sends is stamped when it arrives. Times are seconds since the jobs were h
 
 import asyncio
 import json
-import os
 import time
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,19 +167,8 @@ def _error(body: bytes) -> str:
     return str(done.get("error") or (errors and errors[0]) or "")
 
 
-def before_all_others() -> None:
-    """A platform is a machine of its own: here it must not wait for a core that an engine spins on.
-
-    At an ordinary priority it was kept from the two cores for half a second at a time. Only root
-    may ask for more; then this process, which needs a few percent of a core, comes first.
-    """
-    with suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-
-
 async def main() -> None:
     """Serve on a free loopback port and print its address."""
-    before_all_others()
     runner = web.ServerRunner(web.Server(Endpoint().answer, access_log=None))
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -1,7 +1,8 @@
 """The way of a job, side by side: bare engine, Tripod, Tripod on the SDK's loop, worker-vllm.
 
-All subjects load the same model with the same engine settings and stay loaded; each round gives
-every case to every subject in turn. `python -m benchmarks.job_path --quick` takes a few minutes.
+All subjects load the same model with the same engine settings and stay loaded; in each round one
+after the other gets all cases while the rest are idle.
+`python -m benchmarks.job_path --quick` takes a few minutes.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ TOKENS = 128
 
 ENOUGH_JOBS, ENOUGH_SECONDS = 16, 4.0
 """A case of few jobs is repeated within its round until it had so many, or took so long."""
+
+QUIET, QUIET_LIMIT = 0.05, 10.0
+"""Of a core, what all subjects together may use before a case begins; seconds to wait for that."""
 
 LIMIT = 120.0
 """Seconds that the jobs of one case may take."""
@@ -108,32 +112,39 @@ def rounds(
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    plan = [
-        (number, jobs, round_trip, subject)
-        for number in range(count + 1)
-        for turn, (jobs, round_trip) in enumerate(cases)
-        # Each case begins with another subject, so that none is always the first.
-        for subject in _rotated(subjects, number + turn)
-        if subject.distant or round_trip == 0
-    ]
+    blocks = [(number, s) for number in range(1, count + 1) for s in _rotated(subjects, number)]
     failed: set[str] = set()
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=len(plan))
-        for number, jobs, round_trip, subject in plan:
-            what = f"round {number} of {count}" if number else "warm-up"
-            text = f"{what}: {subject.name}, {jobs} jobs, {round_trip * 1000:.0f} ms"
-            progress.update(bar, description=text)
-            if subject.name not in failed:
+        bar = progress.add_task("", total=len(blocks) * (1 + len(cases)))
+        for number, subject in blocks:
+            wait_for_quiet(subjects)
+            most = max(jobs for jobs, _ in cases)
+            for jobs, round_trip in [(most, None), *cases]:
+                what = "warm-up" if round_trip is None else f"{round_trip * 1000:.0f} ms"
+                text = f"round {number} of {count}: {subject.name}, {jobs} jobs, {what}"
+                progress.update(bar, description=text, advance=1)
+                if subject.name in failed or (round_trip and not subject.distant):
+                    continue
                 try:
-                    if number:
-                        samples.append(measure(subject, jobs, round_trip, number))
+                    if round_trip is None:  # its memory may have been given up meanwhile
+                        subject.run(jobs, 0, TOKENS, LIMIT)
                     else:
-                        subject.run(jobs, round_trip, TOKENS // 4, LIMIT)
+                        samples.append(measure(subject, jobs, round_trip, number))
                 except BenchmarkError as error:
                     failed.add(subject.name)
                     problems.append(f"{error} ({text})")
                     progress.console.print(f"[red]✗[/] {problems[-1]}")
-            progress.advance(bar)
+
+
+def wait_for_quiet(subjects: list[Subject]) -> None:
+    """Wait until no subject computes: vLLM's processes spin for a second after their last step."""
+    end = time.monotonic() + QUIET_LIMIT
+    while time.monotonic() < end:
+        before = [subject.cpu() for subject in subjects]
+        time.sleep(0.25)
+        used = (subject.cpu().since(was) for subject, was in zip(subjects, before, strict=True))
+        if sum(cpu.front + cpu.core for cpu in used) < 0.25 * QUIET:
+            return
 
 
 def _rotated(subjects: list[Subject], by: int) -> list[Subject]:

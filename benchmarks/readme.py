@@ -1,5 +1,6 @@
 """Put the results into the README, between its two marks."""
 
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ def main() -> None:
     """Refresh README.md from benchmarks/results/*.md, whose pictures lie beside them."""
     found = [RESULTS / name for name in ("job_path.md", "engines.md")]
     parts = [path.read_text(encoding="utf-8").strip() for path in found if path.exists()]
-    block = "\n\n".join(parts).replace("](", "](benchmarks/results/")
+    block = re.sub(r"\]\((?!https?:)", "](benchmarks/results/", "\n\n".join(parts))
     path = ROOT / "README.md"
     path.write_text(with_block(path.read_text(encoding="utf-8"), block), encoding="utf-8")
     print(f"README.md holds the figures of {', '.join(p.name for p in found if p.exists())}")

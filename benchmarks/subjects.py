@@ -86,7 +86,11 @@ def jobs(count: int, tokens: int) -> list[dict[str, Any]]:
 
 
 class Subject:
-    """One process, with its children, that answers jobs."""
+    """One process, with its children, that answers jobs.
+
+    It stays in this session: Linux groups processes by session, and 6.18 lets a group whose
+    processes spin, as vLLM's do, keep the other groups from both cores for most of a second.
+    """
 
     title: str
     distant = True
@@ -178,7 +182,7 @@ class Subject:
             stdout=log,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
+            process_group=0,
         )
 
     def _is_ready(self) -> bool:
@@ -209,7 +213,7 @@ class Piped(Subject):
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            start_new_session=True,
+            process_group=0,
         )
 
     def _is_ready(self) -> bool:

@@ -42,6 +42,10 @@ SHORTEST_POLL = 0.2
 LONGEST_PAUSE = 5.0
 """Seconds between two polls of a platform that fails."""
 
+POST_SHARE, LONGEST_MERGE = 0.004, 0.25
+"""Seconds between two chunks of a stream: for each job that runs, and at most. POSTs, of which this
+makes 250 a second, take the time of the process that all tokens go through."""
+
 REMEMBERED = 10_000
 """Finished jobs whose ids are kept, so that none runs twice."""
 
@@ -269,8 +273,9 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
                     begin = loop.time()
                     first = first or begin
                     await outbox.send(chunk)
-                    if _may_wait(chunk):
-                        due = begin + min(interval, (begin - first) / 4)
+                    if interval and _may_wait(chunk):
+                        crowd = min(LONGEST_MERGE, POST_SHARE * len(self._running))
+                        due = begin + max(interval, min(crowd, (begin - first) / 4))
                         await asyncio.sleep(max(0.0, due - loop.time()))
         except Exception as error:  # noqa: BLE001 - a bug in the handler must not end the worker
             outcome = failure(error, running.id)

@@ -133,9 +133,9 @@ class Settings(BaseSettings):
         120, description="seconds that the platform may be away before a chunk or result is lost"
     )
     stream_interval_ms: Annotated[int, Field(ge=0, le=60000)] = Field(
-        100,
-        description="milliseconds between two chunks of one stream at least, once it has run for "
-        "four times as long; 0: a chunk for whatever was generated while the last one travelled",
+        20,
+        description="milliseconds between two chunks of one stream at least; "
+        "0: a chunk for whatever was generated while the last one travelled",
     )
     host: str = Field("0.0.0.0", description="`api`: the address to bind, once there is a key")
     port: Port = Field(8000, description="`api`: the port")
