@@ -220,6 +220,17 @@ def promises(figures: Figures) -> list[Promise]:
     ]
 
 
+def ceiling(figures: Figures) -> str:
+    """What no worker can pass here, as a sentence; empty where it was not measured."""
+    bare, peer = (figures.tokens_per_second(subject, 64, 0.0) for subject in (BARE, PEER))
+    if not (bare and peer):
+        return ""
+    return (
+        f"At 64 jobs the bare engine itself gives {bare.median / peer.median:.2f} times "
+        "worker-vllm's tok/s on this machine, which is about what a worker can reach."
+    )
+
+
 def promises_table(given: list[Promise]) -> str:
     """One row per promise, with pass or miss."""
     lines = ["| promise | limit | measured | |", "|---|---|--:|---|"]

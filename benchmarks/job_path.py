@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import machine
-from benchmarks.figures import Figures, Sample, promises, promises_table, table
+from benchmarks.figures import Figures, Sample, ceiling, promises, promises_table, table
 from benchmarks.readme import RESULTS
 from benchmarks.subjects import (
     LOGS,
@@ -171,9 +171,10 @@ def report(figures: Figures, count: int, peer: str, problems: list[str], out: Pa
         *(f"**Not complete:** {problem}" for problem in problems),
         "![First token and throughput by jobs at once](job_path.png)",
         promises_table(promises(figures)),
+        ceiling(figures),
         table(figures),
     ]
-    text = "\n\n".join(parts) + "\n"
+    text = "\n\n".join(filter(None, parts)) + "\n"
     (out / "job_path.md").write_text(text, encoding="utf-8")
     return text
 
