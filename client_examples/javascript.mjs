@@ -77,9 +77,15 @@ const input = {
 let job = await call(values.stream ? "run" : "runsync", { input });
 if (values.stream) {
   let news;
+  let seen = 0; // characters, which are not what a string's length counts
   do {
     news = await call(`stream/${job.id}`);
-    for (const { output } of news.stream) process.stdout.write(output.text);
+    for (const { output } of news.stream) {
+      // A chunk that may have come already says by its offset where its text belongs.
+      const text = [...output.text].slice(Math.max(0, seen - (output.offset ?? seen)));
+      process.stdout.write(text.join(""));
+      seen += text.length;
+    }
     if (!news.stream.length) await sleep(100);
   } while (RUNNING.includes(news.status) || news.stream.length);
   console.log();

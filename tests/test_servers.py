@@ -1,6 +1,7 @@
 """Engines that are servers: start, port, watchdog, end; and the presets that can't be run here."""
 
 import asyncio
+import gc
 import json
 import os
 import shutil
@@ -99,6 +100,13 @@ async def test_fifty_starts_leave_no_process_no_port_and_no_file(
     assert children() == []
     assert not any(is_taken(port) for port in ports)
     assert os.listdir(tmp_path) == []
+
+
+@needs("llama-server")
+async def test_what_is_loaded_takes_no_part_in_collections() -> None:
+    gc.unfreeze()
+    async with engine():
+        assert gc.get_freeze_count() > 10_000
 
 
 @needs("llama-server")

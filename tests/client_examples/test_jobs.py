@@ -65,6 +65,23 @@ def test_the_whole_text_is_printed(program: str, arguments: list[str], canned: E
     assert (ran.returncode, ran.stdout) == (0, "echo: hello\n")
 
 
+@pytest.mark.parametrize(
+    ("program", "arguments"), [("stream.py", ["hello"]), ("javascript.mjs", ["--stream", "hello"])]
+)
+def test_what_came_twice_is_printed_once(program: str, arguments: list[str]) -> None:
+    chunks = [{"text": "é𝄞 a"}, {"text": "𝄞 a b", "offset": 1}, {"text": " c", "offset": 6}]
+    stream = [{"output": chunk} for chunk in chunks]
+    done = {"id": "j", "status": "COMPLETED", "output": [{"text": "é𝄞 a b c"}]}
+    with stub(
+        (200, {"id": "j", "status": "IN_QUEUE"}),
+        (200, {"status": "IN_PROGRESS", "stream": stream}),
+        (200, {"status": "COMPLETED", "stream": []}),
+        (200, done),
+    ) as server:
+        ran = run(program, *arguments, url=server.url)
+    assert (ran.returncode, ran.stdout) == (0, "é𝄞 a b c\n")
+
+
 @pytest.mark.parametrize("program", ["normal.py", "stream.py", "submit_and_poll.py"])
 def test_a_failed_job_is_one_sentence(program: str, canned: Endpoint) -> None:
     ran = run(program, "fail", url=canned.url)
