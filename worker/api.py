@@ -255,7 +255,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=2,
-                # Longer than clients and balancers keep an idle connection: who closes first loses no call.
+                # Longer than clients and balancers keep one: who closes first loses no call.
                 timeout_keep_alive=75,
             )
         )
