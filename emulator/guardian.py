@@ -1,8 +1,8 @@
 """Leaves no worker behind: a process that outlives the emulator by a moment and cleans up.
 
-Every worker opens its own session, and what it starts stays in that session unless it goes out
-of its way. The emulator tells the guardian the sessions over a pipe (`+PID` and `-PID` lines).
-When the pipe closes, however the emulator ended, what is left of the sessions is killed.
+Every worker has a process group of its own, and what it starts stays in that group unless it goes
+out of its way. The emulator tells the guardian the groups over a pipe (`+PID` and `-PID` lines).
+When the pipe closes, however the emulator ended, what is left of the groups is killed.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from collections.abc import Iterator
 import psutil
 
 RUN_VARIABLE = "TRIPOD_EMULATOR_RUN"
-"""Set in every worker's environment; finds what was not told of yet, or left its session."""
+"""Set in every worker's environment; finds what was not told of yet, or left its group."""
 
 
-def kill_sessions(leaders: set[int], run: str | None = None) -> None:
-    """SIGKILL every process of these sessions, with all descendants, until none is left.
+def kill_groups(leaders: set[int], run: str | None = None) -> None:
+    """SIGKILL every process of these groups, with all descendants, until none is left.
 
     With `run`, also every process whose environment has a RUN_VARIABLE that starts so.
     """
@@ -39,7 +39,7 @@ def _members(leaders: set[int], run: str | None) -> Iterator[psutil.Process]:
         try:
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            ours = os.getsid(process.pid) in leaders
+            ours = os.getpgid(process.pid) in leaders
             if not ours and run is not None:
                 ours = process.environ().get(RUN_VARIABLE, "").startswith(run)
             if ours:
@@ -86,7 +86,7 @@ def main() -> None:
             leaders.add(int(line[1:]))
         else:
             leaders.discard(int(line[1:]))
-    kill_sessions(leaders, sys.argv[1])
+    kill_groups(leaders, sys.argv[1])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 from emulator.app import describe
 from emulator.dispatch import Endpoint, Worker
-from emulator.guardian import RUN_VARIABLE, Guardian, kill_sessions
+from emulator.guardian import RUN_VARIABLE, Guardian, kill_groups
 from emulator.web import ENDPOINT_ID
 
 FIRST_BACKOFF, MAX_BACKOFF = 1.0, 30.0
@@ -118,7 +118,7 @@ class Supervisor:
         """SIGKILL every worker now, while `stop()` waits."""
         for slot in self.slots:
             if slot.process:
-                kill_sessions({slot.process.pid}, self._life(slot))
+                kill_groups({slot.process.pid}, self._life(slot))
 
     def list_workers(self) -> list[dict[str, Any]]:
         """The body of /emulator/workers: our own and those that connected from outside."""
@@ -172,7 +172,9 @@ class Supervisor:
                 stdout=write_end,
                 stderr=write_end,
                 env={**os.environ, **self._extra_environment(slot), **environment},
-                start_new_session=True,
+                # Not a session of its own: Linux shares the cores out by sessions first, and vLLM's
+                # processes, which spin, would keep the emulator from two cores for half a second.
+                process_group=0,
             )
         except OSError as error:
             os.close(read_end)
@@ -186,7 +188,7 @@ class Supervisor:
             self._stop_soon(slot, 0.0)
         output = asyncio.create_task(self._pass_through(slot, read_end))
         code = await process.wait()
-        await asyncio.to_thread(kill_sessions, {process.pid}, self._life(slot))
+        await asyncio.to_thread(kill_groups, {process.pid}, self._life(slot))
         if self._guardian:
             self._guardian.release(process.pid)
         await asyncio.wait((output,), timeout=1.0)
@@ -266,7 +268,7 @@ class Supervisor:
         self.endpoint.end_polls(worker_id)
         if not await _exits_within(process, self.grace):
             self.log("emulator", f"{worker_id} did not exit within {self.grace:g} s: killed")
-            await asyncio.to_thread(kill_sessions, {process.pid}, life)
+            await asyncio.to_thread(kill_groups, {process.pid}, life)
 
 
 async def _exits_within(process: asyncio.subprocess.Process, seconds: float) -> bool:

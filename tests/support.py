@@ -125,13 +125,13 @@ def start(command: list[str], environment: dict[str, str]) -> tuple[subprocess.P
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
-        start_new_session=True,
+        process_group=0,
     )
     return process, Output(process)
 
 
 def stop(process: subprocess.Popen[str], timeout: float = 30) -> int:
-    """SIGTERM, and SIGKILL for the whole session when that is not enough."""
+    """SIGTERM, and SIGKILL for all below it when that is not enough."""
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.terminate()
     try:

@@ -192,7 +192,7 @@ async def test_an_outage_of_a_minute_during_64_streams_loses_nothing(
     streams = [client.chunks(job) for job in jobs]
     first = await anext(streams[-1])
     memory = process.memory_info().rss
-    assert len((await client.workers())[0]["jobs_in_progress"]) == 64
+    await soon(lambda: len(served.workers()[0]["jobs_in_progress"]) == 64, 30, "64 jobs at once")
     async with client.faulty("all:outage=60s"):
         most = memory
 
