@@ -25,6 +25,7 @@ from tests.support import (
 
 PROMPT = "import os\n\ndef "
 LONG = {"max_tokens": 1900, "ignore_eos": True}
+SECONDS_LONG = {"max_tokens": 500, "ignore_eos": True}
 
 
 class Rig:
@@ -147,7 +148,7 @@ async def test_a_malformed_offer_harms_no_other_job(rig: Rig) -> None:
 
 
 async def test_a_freed_slot_is_filled_while_others_run(rig: Rig) -> None:
-    long = [rig.job(**LONG) for _ in range(63)]
+    long = [rig.job(**SECONDS_LONG) for _ in range(63)]
     await rig.platform.give(*long)
     short = [rig.job(max_tokens=2) for _ in range(5)]
     for job in short:
@@ -179,7 +180,7 @@ async def test_pings_tell_the_platform_that_the_worker_lives(rig: Rig) -> None:
 
 async def test_sigterm_lets_running_jobs_finish_and_takes_no_more(rig: Rig) -> None:
     family = psutil.Process(rig.process.pid).children(recursive=True)
-    running = [rig.job(**LONG) for _ in range(3)]
+    running = [rig.job(**SECONDS_LONG) for _ in range(3)]
     await rig.platform.give(*running)
     for job in running:
         await soon(lambda job=job: rig.platform.chunks.get(job["id"]), 60, "the first chunk")
