@@ -233,7 +233,7 @@ def test_sigterm_drains(served: Served) -> None:
         served.process.terminate()
         assert list(lines)[-2:] == ["data: [DONE]", ""]
     assert served.process.wait(30) == 0
-    eventually(lambda: not left(family), 30, "no child is left")
+    eventually(lambda: not left(family), 10, "no child is left")
 
 
 def test_a_dead_engine_is_told_by_ping_and_exit_code() -> None:
@@ -241,7 +241,7 @@ def test_a_dead_engine_is_told_by_ping_and_exit_code() -> None:
         eventually(lambda: worker.process.poll() is not None or worker.ping() == 200, START, "200")
         children = psutil.Process(worker.process.pid).children(recursive=True)
         next(child for child in children if "EngineCore" in "".join(child.cmdline()[:1])).kill()
-        eventually(lambda: worker.ping() == 503, 30, "503")
+        eventually(lambda: worker.ping() == 503, 10, "503")
         assert worker.process.wait(20) == 1
 
 
@@ -257,7 +257,7 @@ def test_a_dead_engine_is_told_by_ping_and_exit_code() -> None:
 def test_what_is_bound(variables: dict[str, str], addresses: set[str]) -> None:
     health = str(free_port())
     with api(HOST="0.0.0.0", PORT_HEALTH=health, **variables) as worker:
-        eventually(lambda: worker.output.find(f":{health}"), 30, "the port of /ping")
+        eventually(lambda: worker.output.find(f":{health}"), 10, "the port of /ping")
         listening = [
             connection.laddr
             for connection in psutil.Process(worker.process.pid).net_connections("tcp")

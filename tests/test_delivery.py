@@ -157,7 +157,7 @@ async def test_an_outage_is_told_once_and_its_end_too(
     platform.moods = [503] * 1000
     outboxes = [Outbox(served, f"job-{i}") for i in range(8)]
     sending = [asyncio.create_task(outbox.send({"text": "x"})) for outbox in outboxes]
-    await soon(lambda: "takes no deliveries" in caplog.text, 30, "the warning")
+    await soon(lambda: "takes no deliveries" in caplog.text, 10, "the warning")
     platform.moods = []
     await asyncio.gather(*sending)
     assert texts(platform) == ["x"] * 8

@@ -179,7 +179,7 @@ def test_runpods_client(sdk: runpod.Endpoint) -> None:
     job = sdk.run({"input": long})
     eventually(lambda: job.status() == "IN_PROGRESS", 30, "the job's start")
     job.cancel()
-    eventually(lambda: job.status() == "CANCELLED", 30, "the cancelled status")
+    eventually(lambda: job.status() == "CANCELLED", 10, "the cancelled status")
     assert sdk.health()["workers"]
     assert sdk.purge_queue()
 
@@ -190,8 +190,8 @@ def test_a_cancelled_job_frees_its_slot_for_others(local: Endpoint) -> None:
     eventually(lambda: local.status(job)["status"] == "IN_PROGRESS", 30, "the job's start")
     local.http.post(f"/cancel/{job}")
     assert local.finished(job)["status"] == "CANCELLED"
-    eventually(lambda: local.output.find(f"{job} | ⊘ cancelled"), 30, "the worker's log line")
-    eventually(lambda: not local.workers()[0]["jobs_in_progress"], 30, "the worker without a job")
+    eventually(lambda: local.output.find(f"{job} | ⊘ cancelled"), 10, "the worker's log line")
+    eventually(lambda: not local.workers()[0]["jobs_in_progress"], 10, "the worker without a job")
 
 
 def test_one_line_is_logged_for_each_outcome(local: Endpoint) -> None:
@@ -199,8 +199,8 @@ def test_one_line_is_logged_for_each_outcome(local: Endpoint) -> None:
     bad = local.run({"prompt": 1})
     local.finished(fine)
     local.finished(bad)
-    eventually(lambda: local.output.find(f"{fine} | ✓ finished after "), 30, "the log line")
-    eventually(lambda: local.output.find(f"{bad} | ✗ failed: prompt: 1 is not"), 30, "the log line")
+    eventually(lambda: local.output.find(f"{fine} | ✓ finished after "), 10, "the log line")
+    eventually(lambda: local.output.find(f"{bad} | ✗ failed: prompt: 1 is not"), 10, "the log line")
     for job in (fine, bad):
         assert sum(job in line for line in local.output.lines) == 1
 

@@ -306,7 +306,7 @@ def test_sigterm_lets_jobs_finish_and_leaves_no_process(served: Served) -> None:
 
     eventually(ended, 40, "the worker's end")
     assert served.workers()[0]["last_exit_code"] == 0
-    eventually(lambda: not left(family), 30, "no process is left")
+    eventually(lambda: not left(family), 10, "no process is left")
 
 
 def test_a_killed_engine_fails_its_jobs_and_the_worker_is_replaced(served: Served) -> None:
@@ -323,6 +323,6 @@ def test_a_killed_engine_fails_its_jobs_and_the_worker_is_replaced(served: Serve
         status = served.finished(job, timeout=15)
         assert status["status"] == "FAILED"
         assert status["error"] == "the engine died while this job was running"
-    eventually(lambda: served.workers()[0]["pid"] != before["pid"], 30, "another worker")
+    eventually(lambda: served.workers()[0]["pid"] != before["pid"], 15, "another worker")
     assert served.workers()[0]["last_exit_code"] == 1
-    eventually(lambda: not left(family), 30, "no child is left")
+    eventually(lambda: not left(family), 10, "no child is left")

@@ -47,7 +47,7 @@ def test_a_killed_engine_fails_its_jobs_and_the_worker_is_replaced() -> None:
         for job in jobs:
             next(served.stream(job))
         jobs.append(served.run({"openai_route": "/v1/chat/completions", "openai_input": chat}))
-        eventually(lambda: served.status(jobs[-1])["status"] == "IN_PROGRESS", 30, "the start")
+        eventually(lambda: served.status(jobs[-1])["status"] == "IN_PROGRESS", 10, "the start")
         engine = engine_processes(worker["pid"])
         assert engine
         engine[0].kill()
@@ -62,7 +62,7 @@ def test_a_killed_engine_fails_its_jobs_and_the_worker_is_replaced() -> None:
 
         eventually(replaced, 10, "another worker")
         assert served.workers()[0]["last_exit_code"] == 1
-        eventually(lambda: not left(family), 30, "no child is left")
+        eventually(lambda: not left(family), 10, "no child is left")
         eventually(served.ready, START, "the other worker's readiness")
         assert served.text({"prompt": CODE, "options": {"max_tokens": 2}}) is not None
 
@@ -79,12 +79,12 @@ async def test_shutdown_timeout_ends_jobs_with_a_clear_error() -> None:
             await served.give({"id": "stuck", "input": job_input})
             await soon(lambda: served.chunks.get("stuck"), 60, "the first chunk")
             process.send_signal(signal.SIGTERM)
-            await soon(lambda: output.find("told to stop; 1 jobs are running"), 30, "the log line")
-            await soon(lambda: process.poll() is not None, 30, "the worker's end")
+            await soon(lambda: output.find("told to stop; 1 jobs are running"), 10, "the log line")
+            await soon(lambda: process.poll() is not None, 15, "the worker's end")
             assert process.returncode == 0
             assert output.find("stuck | ✗ lost: the worker had to end before the platform took it")
             assert output.find("jobs: 0 finished, 0 failed, 0 cancelled, 1 lost")
-            await soon(lambda: not left(family), 30, "no child")
+            await soon(lambda: not left(family), 10, "no child")
         finally:
             stop(process)
 
@@ -104,7 +104,7 @@ async def test_job_timeout_and_sigterm_during_a_long_job() -> None:
             job_input = {"prompt": CODE, "options": LONG}
             end = await served.answer({"id": "slow", "input": job_input})
             assert end["error"] == "the job ran longer than JOB_TIMEOUT=0.2 seconds"
-            line = await soon(lambda: output.find("failed: the job ran"), 30, "the log line")
+            line = await soon(lambda: output.find("failed: the job ran"), 10, "the log line")
             assert json.loads(line)["requestId"] == "slow"
             assert json.loads(line)["level"] == "INFO"
         finally:
@@ -120,7 +120,7 @@ def test_sigterm_during_the_start_ends_it_at_once() -> None:
         family = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         assert process.wait(15) == 0
-        eventually(lambda: not left(family), 30, "no child is left")
+        eventually(lambda: not left(family), 10, "no child is left")
     finally:
         stop(process)
 
@@ -139,7 +139,7 @@ def test_a_start_that_fails_says_why(variables: dict, code: int, sentence: str) 
     process, output = start(WORKER, worker_environment(**queue, **variables))
     try:
         assert process.wait(120) == code
-        eventually(lambda: output.find(sentence), 30, sentence)
+        eventually(lambda: output.find(sentence), 5, sentence)
     finally:
         stop(process)
 
@@ -153,7 +153,7 @@ def test_a_model_that_is_no_model_ends_with_one_sentence(tmp_path: Path) -> None
     process, output = start(WORKER, worker_environment(**queue, MODEL=str(tmp_path)))
     try:
         assert process.wait(120) == 1
-        eventually(lambda: output.find("vLLM did not start: "), 30, "the sentence")
+        eventually(lambda: output.find("vLLM did not start: "), 5, "the sentence")
     finally:
         stop(process)
 

@@ -97,7 +97,7 @@ async def test_a_job_that_is_cancelled_while_generating_leaves_the_engine(rig: R
     await rig.platform.stops.put([job["id"]])
     await rig.is_idle(1)
     assert job["id"] not in rig.platform.done
-    await soon(lambda: rig.output.find(f"{job['id']} | ⊘ cancelled"), 30, "the log line")
+    await soon(lambda: rig.output.find(f"{job['id']} | ⊘ cancelled"), 10, "the log line")
 
 
 async def test_a_job_that_is_cancelled_during_a_delivery_leaves_the_engine(rig: Rig) -> None:
@@ -109,7 +109,7 @@ async def test_a_job_that_is_cancelled_during_a_delivery_leaves_the_engine(rig: 
     await rig.platform.stops.put([job["id"]])
     await rig.is_idle(1)
     rig.platform.deliver.set()
-    await soon(lambda: rig.output.find(f"{job['id']} | ⊘ cancelled"), 30, "the log line")
+    await soon(lambda: rig.output.find(f"{job['id']} | ⊘ cancelled"), 10, "the log line")
     assert len(rig.platform.chunks[job["id"]]) == 1
 
 
@@ -128,7 +128,7 @@ async def test_a_job_handed_out_after_its_end_runs_no_second_time(rig: Rig) -> N
     job = rig.job(max_tokens=2)
     await rig.platform.answer(job)
     await rig.platform.give(job)
-    await soon(lambda: rig.output.find("handed out again after its end"), 30, "the log line")
+    await soon(lambda: rig.output.find("handed out again after its end"), 10, "the log line")
     assert len(rig.platform.done[job["id"]]) == 1
     failed = {"id": "to-be-retried", "input": {}}
     await rig.platform.answer(failed)
@@ -187,7 +187,7 @@ async def test_sigterm_lets_running_jobs_finish_and_takes_no_more(rig: Rig) -> N
     on_its_way = rig.job(max_tokens=2)
     rig.process.send_signal(signal.SIGTERM)
     await rig.platform.give(on_its_way)
-    await soon(lambda: rig.platform.polls == 0, 30, "the end of the long poll")
+    await soon(lambda: rig.platform.polls == 0, 5, "the end of the long poll")
     assert "output" in await rig.platform.end_of(on_its_way["id"])
     for job in running:
         end = await rig.platform.end_of(job["id"])
@@ -196,4 +196,4 @@ async def test_sigterm_lets_running_jobs_finish_and_takes_no_more(rig: Rig) -> N
     balance = rig.output.find("jobs: ")
     assert balance
     assert balance.endswith("2 cancelled, 0 lost")
-    await soon(lambda: not left(family), 30, "no child is left")
+    await soon(lambda: not left(family), 10, "no child is left")

@@ -37,7 +37,7 @@ def test_make_run_prints_commands_that_work_and_ctrl_c_leaves_nothing() -> None:
         assert len(family) > 3
         os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: everything in the foreground
         process.wait(30)
-        eventually(lambda: not left(family), 30, "no process is left")
+        eventually(lambda: not left(family), 10, "no process is left")
     finally:
         if process.poll() is None:
             stop(process)

@@ -149,7 +149,7 @@ def test_an_own_bento_is_served_and_ends_with_all_its_processes(tmp_path: Path) 
         assert served.output.find("openllm has no /tokenize")
         names = {process.name() for process in of(bento)}
         assert len(names) >= 2, names  # openllm and bentoml are `python`
-    eventually(lambda: not of(bento), 30, "the end of openllm, bentoml and llama-server")
+    eventually(lambda: not of(bento), 10, "the end of openllm, bentoml and llama-server")
 
 
 def test_a_bento_whose_engine_never_starts_ends_at_the_deadline(tmp_path: Path) -> None:
@@ -163,6 +163,6 @@ def test_a_bento_whose_engine_never_starts_ends_at_the_deadline(tmp_path: Path) 
         assert process.wait(90) == 1, output.text()
         assert output.find("not ready after STARTUP_TIMEOUT=30 seconds")
         assert output.find("llama-server ended with code 1"), output.text()
-        eventually(lambda: not of(bento), 30, "the end of openllm and bentoml")
+        eventually(lambda: not of(bento), 10, "the end of openllm and bentoml")
     finally:
         stop(process)

@@ -73,7 +73,7 @@ def test_it_tells_what_it_lends_and_ends_with_sigterm(backend: Backend) -> None:
     assert "knows no key and no encryption" in warning
     family = [backend.server]
     assert stop(backend.process) == 0
-    eventually(lambda: not left(family), 30, "no process left")
+    eventually(lambda: not left(family), 5, "no process left")
 
 
 def test_only_loopback_is_bound_unless_told_otherwise(backend: Backend) -> None:

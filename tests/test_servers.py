@@ -117,9 +117,7 @@ def test_a_start_that_fails_tells_the_servers_last_lines(tmp_path: Path) -> None
     process, output = start(WORKER, worker_environment(**variables, ENGINE_ARGS="{}"))
     try:
         assert process.wait(60) == 1
-        eventually(
-            lambda: output.find("llama.cpp ended with code 1 before it was ready"), 30, "why"
-        )
+        eventually(lambda: output.find("llama.cpp ended with code 1 before it was ready"), 5, "why")
         assert output.find("tensor data") or output.find("file bounds"), output.text()
     finally:
         stop(process)
@@ -172,7 +170,7 @@ async def test_a_server_that_hangs_is_ended(stream: bool, children: Children) ->
                 running, {"prompt": "x", "max_tokens": 1900, "ignore_eos": True, "stream": stream}
             )
         )
-        await soon(lambda: running.unfinished() == 2, 30, "both requests")
+        await soon(lambda: running.unfinished() == 2, 10, "both requests")
         process.send_signal(signal.SIGSTOP)
         begin = time.monotonic()
         with pytest.raises(EngineDead, match="the engine died"):
@@ -182,7 +180,7 @@ async def test_a_server_that_hangs_is_ended(stream: bool, children: Children) ->
         await asyncio.wait_for(running.died(), 1)
         assert running.is_dead()
         assert running.unfinished() == 0
-        await soon(lambda: not left([process]), 30, "the end of the process")
+        await soon(lambda: not left([process]), 5, "the end of the process")
         with pytest.raises(EngineDead):
             await text_of(running, PROMPT)
 
@@ -206,8 +204,9 @@ async def test_many_more_requests_than_slots_are_all_answered() -> None:
         options = Options(max_tokens=150, ignore_eos=True)
         crowd = [Request(f"def f{i}", None, True, options) for i in range(40)]
         answers = asyncio.gather(*(text_of(running, request) for request in crowd))
-        await soon(lambda: running.unfinished() == 40, 30, "all requests")
-        assert await running._steps() is not None, "the watchdog must get through, too"
+        await soon(lambda: running.unfinished() == 40, 10, "all requests")
+        async with asyncio.timeout(5):  # the watchdog must get through, too
+            assert await running._steps() is not None
         assert running.unfinished() > 0
         assert all(await answers)
         assert running.unfinished() == 0
@@ -286,7 +285,7 @@ def test_api_mode_over_a_server() -> None:
         family = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         assert process.wait(20) == 0
-        eventually(lambda: not left(family), 30, "no process is left")
+        eventually(lambda: not left(family), 5, "no process is left")
     finally:
         stop(process)
 

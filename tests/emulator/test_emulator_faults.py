@@ -155,7 +155,7 @@ async def test_latency_delays_the_way_there_and_the_way_back(rig: Rig) -> None:
     job, loop = await rig.run(), asyncio.get_running_loop()
     begin = loop.time()
     taking = asyncio.create_task(rig.take())
-    await soon(lambda: rig.endpoint.jobs[job].status == "IN_PROGRESS", 30, "the taking")
+    await soon(lambda: rig.endpoint.jobs[job].status == "IN_PROGRESS", 5, "the taking")
     assert loop.time() - begin >= 0.2
     assert not taking.done()
     assert await taking == [job]
@@ -221,27 +221,27 @@ async def test_a_worker_that_leaves_while_its_jobs_travel_has_not_got_them(rig: 
     rig.fault("job-take:latency=200ms")
     with pytest.raises(httpx.ReadTimeout):
         await rig.http.get("job-take/w1", timeout=0.15)
-    await soon(lambda: rig.endpoint.jobs[job].status == "IN_QUEUE", 30, "the job's return")
+    await soon(lambda: rig.endpoint.jobs[job].status == "IN_QUEUE", 5, "the job's return")
     rig.faults.clear()
     assert await rig.take() == [job]
 
 
 async def test_an_outage_cuts_what_is_under_way_and_ends(rig: Rig) -> None:
     taking = asyncio.create_task(rig.take())
-    await soon(lambda: rig.endpoint.workers.get("w1"), 30, "the open poll")
+    await soon(lambda: rig.endpoint.workers.get("w1"), 5, "the open poll")
     rig.fault("all:outage=300ms")
     with pytest.raises(httpx.RemoteProtocolError):
         await taking
     job = await rig.run()
     with pytest.raises(httpx.RemoteProtocolError):
         await rig.take()
-    await soon(lambda: not rig.faults.describe()[0]["active"], 30, "the outage's end")
+    await soon(lambda: not rig.faults.describe()[0]["active"], 5, "the outage's end")
     assert await rig.take() == [job]
 
 
 async def test_an_open_poll_begins_anew_so_that_the_fault_strikes_it(rig: Rig) -> None:
     taking = asyncio.create_task(rig.take())
-    await soon(lambda: rig.endpoint.workers.get("w1"), 30, "the open poll")
+    await soon(lambda: rig.endpoint.workers.get("w1"), 5, "the open poll")
     rig.fault("job-take:status=500")
     assert await taking == []
     with pytest.raises(httpx.HTTPStatusError):
@@ -252,7 +252,7 @@ async def test_an_open_poll_is_not_struck_by_a_fault_that_has_ended(rig: Rig) ->
     for ended in ("job-take:drop=after,for=100ms", "job-take:drop=after,for=1h"):
         rig.fault(ended)
         taking = asyncio.create_task(rig.http.get("job-take/w1"))
-        await soon(lambda: rig.faults.describe()[0]["struck"], 30, "the open poll")
+        await soon(lambda: rig.faults.describe()[0]["struck"], 5, "the open poll")
         if "1h" in ended:
             rig.faults.clear()
         with pytest.raises(httpx.RemoteProtocolError):
@@ -307,7 +307,7 @@ async def test_stop_signals_at_bad_moments(rig: Rig) -> None:
 async def test_a_jump_of_the_clock(rig: Rig) -> None:
     async def jump(text: str) -> None:
         rig.fault(f"all:clock={text}")
-        await soon(lambda: rig.faults.describe()[0]["struck"], 30, "the jump")
+        await soon(lambda: rig.faults.describe()[0]["struck"], 5, "the jump")
 
     job = await rig.run()
     await rig.take()
@@ -315,7 +315,7 @@ async def test_a_jump_of_the_clock(rig: Rig) -> None:
     await jump("+1h")
     assert await rig.status(job) == "IN_PROGRESS"
     await jump("+11m")
-    await soon(lambda: rig.endpoint.jobs[job].status == "TIMED_OUT", 30, "the timeout")
+    await soon(lambda: rig.endpoint.jobs[job].status == "TIMED_OUT", 5, "the timeout")
     assert await rig.stops() == [job]
 
 
