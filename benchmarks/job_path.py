@@ -113,12 +113,12 @@ def rounds(
         TimeElapsedColumn(),
     )
     blocks = [(number, s) for number in range(1, count + 1) for s in _rotated(subjects, number)]
+    most = max(jobs for jobs, _ in cases)
     failed: set[str] = set()
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("", total=len(blocks) * (1 + len(cases)))
         for number, subject in blocks:
-            wait_for_quiet(subjects)
-            most = max(jobs for jobs, _ in cases)
+            wait_for_quiet([one for one in subjects if one.name not in failed])
             for jobs, round_trip in [(most, None), *cases]:
                 what = "warm-up" if round_trip is None else f"{round_trip * 1000:.0f} ms"
                 text = f"round {number} of {count}: {subject.name}, {jobs} jobs, {what}"
