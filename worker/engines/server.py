@@ -59,7 +59,13 @@ class ServerEngine:
         self.dialect: Dialect = preset.dialect or dialects.OPENAI
         self.name = preset.name
         self.models: dict[str, dict[str, Any]] = {}
-        self.http: httpx.AsyncClient
+        key = {"Authorization": f"Bearer {preset.key}"} if preset.key else {}
+        self.http = httpx.AsyncClient(
+            headers={"Accept-Encoding": "identity", **key},
+            timeout=httpx.Timeout(None, connect=10),
+            # Many servers close a connection that was idle for 5 s.
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=2),
+        )
         self._settings = settings
         self._preset = preset
         self._program: str | None = None
@@ -67,7 +73,6 @@ class ServerEngine:
         self._requests: dict[object, bool] = {}
         self._busy = asyncio.Event()
         self._progress = 0.0
-        self._broken = asyncio.Event()
         self._sound = asyncio.Event()
         self._sound.set()
         self._dead = asyncio.Event()
@@ -124,8 +129,7 @@ class ServerEngine:
         return len(self._requests)
 
     def is_dead(self) -> bool:
-        ended = self._child is not None and self._child.ended.is_set()
-        return self._dead.is_set() or (ended and not self._preset.backends)
+        return self._dead.is_set() or (self._has_ended() and not self._preset.backends)
 
     async def died(self) -> None:
         await self._dead.wait()
@@ -136,7 +140,6 @@ class ServerEngine:
         if self._child:
             self._child.stop()
         self._dead.set()
-        self._broken.set()
 
     @contextmanager
     def running(self, *, shows_tokens: bool) -> Iterator[None]:
@@ -148,7 +151,7 @@ class ServerEngine:
         """
         if self.is_dead():
             raise EngineDead("the engine is not running")
-        if self._broken.is_set():
+        if not self._is_sound():
             raise self._restart_error()
         mark = object()
         if not self._requests:
@@ -170,14 +173,20 @@ class ServerEngine:
         """What a broken connection to the server means."""
         if self._child:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._broken.wait(), 3)
+                await asyncio.wait_for(self._child.ended.wait(), 3 if self._is_sound() else 0)
         elif not isinstance(error, SSEError) and await self._probe(GONE_TIMEOUT) != 200:
             self._die("the server at ENGINE_URL is gone")
         if self.is_dead():
             return EngineDead("the engine died")
-        if self._broken.is_set():
+        if not self._is_sound():
             return self._restart_error()
         return EngineError(f"the engine broke off its answer: {error!r}")
+
+    def _has_ended(self) -> bool:
+        return self._child is not None and self._child.ended.is_set()
+
+    def _is_sound(self) -> bool:
+        return self._sound.is_set() and not self._has_ended()
 
     async def _generate(self, request: Request) -> AsyncGenerator[Delta, None]:
         try:
@@ -247,9 +256,6 @@ class ServerEngine:
 
     async def _start(self) -> None:
         begin = time.monotonic()
-        headers = {"Accept-Encoding": "identity"}
-        if self._preset.key:
-            headers["Authorization"] = f"Bearer {self._preset.key}"
         for _ in range(PORTS_TRIED):
             url = self._settings.engine_url or ""
             if self._program:
@@ -263,13 +269,7 @@ class ServerEngine:
                     )
                 except OSError as error:
                     raise EngineStartError(f"{self._program} can't be run: {error}") from None
-            self.http = httpx.AsyncClient(
-                base_url=url,
-                headers=headers,
-                timeout=httpx.Timeout(None, connect=10),
-                # Many servers close a connection that was idle for 5 s.
-                limits=httpx.Limits(max_connections=None, keepalive_expiry=2),
-            )
+            self.http.base_url = httpx.URL(url)
             if await self._becomes_ready():
                 break
             log.warning("port %d is somebody else's; %s gets another", port, self.name)
@@ -407,7 +407,6 @@ class ServerEngine:
             if not self._preset.backends:
                 self._die(why)
                 return
-            self._broken.set()
             self._sound.clear()
             log.error("%s: %s; it is restarted%s", self.name, why, self._last_lines())
             assert self._child
@@ -422,7 +421,6 @@ class ServerEngine:
                 self._die(str(error))
                 return
             log.info("%s is ready again", self.name)
-            self._broken.clear()
             self._sound.set()
 
     def _kept(self, keeper: asyncio.Task[None]) -> None:
@@ -475,7 +473,6 @@ class ServerEngine:
         if not self._dead.is_set():
             log.error("%s: %s%s", self.name, why, self._last_lines())
             self._dead.set()
-            self._broken.set()
             self._sound.clear()
             if self._child:
                 self._child.kill()

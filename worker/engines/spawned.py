@@ -99,7 +99,8 @@ class Spawned:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            # A group, no session: Linux shares cores between sessions, then within each.
+            process_group=0,
             # Ignored as it is here: ggml-rpc-server would end with a client that is killed.
             restore_signals=False,
         )
