@@ -148,7 +148,7 @@ class Promise:
     unit: str = ""
 
     def row(self) -> str:
-        measured = "not measured" if self.value is None else f"{self.value:.2f}{self.unit}"
+        measured = "not measured" if self.value is None else f"{self.value:z.2f}{self.unit}"
         verdict = "" if self.value is None else "pass" if self.kept else "**miss**"
         return f"| {self.what} | {self.limit} | {measured} | {verdict} |"
 

@@ -16,7 +16,7 @@ import uvicorn
 
 from emulator.app import build_app
 from emulator.client_api import ClientApi
-from emulator.dispatch import Endpoint
+from emulator.dispatch import Endpoint, Limits
 from emulator.faults import BadFault, Faults, parse
 from emulator.misbehaviour import Connections, watched_protocol
 from emulator.terminal import Terminal, connect_help, examples
@@ -25,6 +25,8 @@ from emulator.webhooks import Webhooks
 from emulator.workers import Supervisor, worker_environment
 
 EXAMPLE_INPUT = '{"input": {"prompt": "import os\\n\\ndef ", "answerType": "normal"}}'
+
+LIMITS = Limits()
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -95,6 +97,9 @@ def main(
     grace: Annotated[
         float, typer.Option(min=0.0, help="Seconds from SIGTERM to SIGKILL for workers.")
     ] = 5.0,
+    retention: Annotated[
+        float, typer.Option(min=1.0, help="Seconds that a job is kept once it has ended.")
+    ] = LIMITS.retention,
     example_input: Annotated[
         str, typer.Option(help="JSON body that the printed examples send.")
     ] = EXAMPLE_INPUT,
@@ -120,11 +125,13 @@ def main(
     listener = bind(address, port)
     logging.basicConfig(format="emulator | %(message)s", level=logging.WARNING)
     count = workers if command else 0
-    asyncio.run(serve(listener, faults, command or [], count, api_key, grace, example))
+    limits = Limits(retention=retention, sync_retention=min(retention, LIMITS.sync_retention))
+    asyncio.run(serve(listener, limits, faults, command or [], count, api_key, grace, example))
 
 
 async def serve(
     listener: socket.socket,
+    limits: Limits,
     faults: Faults,
     command: list[str],
     count: int,
@@ -136,7 +143,7 @@ async def serve(
     host, port = listener.getsockname()
     url = f"http://{host}:{port}/v2/{ENDPOINT_ID}"
     print(f"listening on {url}", flush=True)
-    endpoint, webhooks = Endpoint(), Webhooks()
+    endpoint, webhooks = Endpoint(limits), Webhooks()
     endpoint.on_finish = webhooks.send
     worker_key = api_key or "local"
 

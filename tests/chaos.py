@@ -289,7 +289,9 @@ def main(
     """A seeded mix of jobs and faults with real workers, and a balance at the end."""
     seed = random.randrange(10**6) if seed is None else seed
     print(f"seed {seed}, {seconds:g} s, {workers} workers; starting them", flush=True)
-    with endpoint(workers=workers, CONCURRENCY_MODIFIER="16", SHUTDOWN_TIMEOUT="8") as served:
+    # What has ended is soon let go, so that the emulator's memory has to be flat as well.
+    options = ["--workers", str(workers), "--retention", "60"]
+    with endpoint(options=options, CONCURRENCY_MODIFIER="16", SHUTDOWN_TIMEOUT="8") as served:
         problems = asyncio.run(chaos(served, seconds, seed, workers))
     if problems:
         print("The balance is off:", *problems, sep="\n")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -203,11 +203,11 @@ class Endpoint:
 
 @contextmanager
 def endpoint(
-    *, workers: int = 1, command: list[str] = WORKER, **variables: str
+    *, options: Sequence[str] = (), command: list[str] = WORKER, **variables: str
 ) -> Iterator[Endpoint]:
     """An emulator on a free port with real workers, ready to take jobs."""
-    emulator = [sys.executable, "-m", "emulator", "--port", "0", "--workers", str(workers)]
-    process, output = start([*emulator, "--", *command], worker_environment(**variables))
+    emulator = [sys.executable, "-m", "emulator", "--port", "0", *options, "--", *command]
+    process, output = start(emulator, worker_environment(**variables))
     try:
         line = eventually(lambda: output.find("listening on "), 30, "the emulator's first line")
         served = Endpoint(process, output, line.split("listening on ")[1].strip())

@@ -41,6 +41,14 @@ def test_example_input_can_be_chosen(start_emulator: Start) -> None:
     assert """-d '{"input": {"messages": []}}'""" in emulator.out
 
 
+def test_retention_can_be_chosen(
+    start_emulator: Start, raw_worker: list[str], eventually: Eventually
+) -> None:
+    emulator = start_emulator("--retention", "1", "--", *raw_worker).ready()
+    job = emulator.call("POST", "run", {"input": {}})["id"]
+    eventually(lambda: "has expired" in str(emulator.call("GET", f"status/{job}")))
+
+
 def test_worker_logs_pass_through(
     start_emulator: Start, raw_worker: list[str], eventually: Eventually
 ) -> None:
