@@ -4,6 +4,7 @@ import functools
 import http.server
 import secrets
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,13 +34,15 @@ class Recipe:
 
 
 @pytest.fixture(scope="session")
-def engine() -> Engine:
+def engine() -> Iterator[Engine]:
     if (CACHE / "skip").is_file():
         pytest.skip((CACHE / "skip").read_text(encoding="utf-8").strip())
     if not (CACHE / "engine").is_file():
         pytest.skip("nothing is set up here: run make image-test")
     RUN.append(Engine((CACHE / "engine").read_text(encoding="utf-8").strip()))
-    return RUN[0]
+    yield RUN[0]
+    if RUN[0].name == "podman":  # mounts its storage on itself; such a checkout can't be deleted
+        subprocess.run(["umount", CACHE / "storage" / "overlay"], check=False)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
