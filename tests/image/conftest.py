@@ -4,7 +4,6 @@ import functools
 import http.server
 import secrets
 import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,15 +33,13 @@ class Recipe:
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[Engine]:
+def engine() -> Engine:
     if (CACHE / "skip").is_file():
         pytest.skip((CACHE / "skip").read_text(encoding="utf-8").strip())
     if not (CACHE / "engine").is_file():
         pytest.skip("nothing is set up here: run make image-test")
     RUN.append(Engine((CACHE / "engine").read_text(encoding="utf-8").strip()))
-    yield RUN[0]
-    if RUN[0].name == "podman":  # mounts its storage on itself; such a checkout can't be deleted
-        subprocess.run(["umount", CACHE / "storage" / "overlay"], check=False)
+    return RUN[0]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
