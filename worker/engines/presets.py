@@ -149,6 +149,9 @@ class LlamaCpp(Preset):
             "ctx-size": self.max_model_len * self.slots,
             "parallel": self.slots,
             "threads": self._threads,
+            # One for each request that `api` lets in, and some for probes: the server's own pool
+            # grows late, and then a probe stands in line behind whole answers.
+            "threads-http": 2 * self.slots + 64,
             "cache-ram": min(8192, machine.free_memory() // 8 >> 20),  # MiB of old prompts
             "metrics": True,
             "offline": True,
