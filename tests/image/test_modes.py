@@ -388,10 +388,9 @@ def test_both(engine: Engine, iteration: Built, island: Island, keys: Keys) -> N
         for process in processes(worker, "jupyterlab"):
             process.kill()
         eventually(lambda: status("/api/kernels", token) is None, 30, worker.text)
-        endpoint.http.post("/purge-queue").raise_for_status()
-        ended = [finished(endpoint, job_id) for job_id in jobs]
-        assert ended[0]["status"] == "COMPLETED", ended
-        assert {end["status"] for end in ended} <= {"COMPLETED", "CANCELLED"}, ended
+        for job_id in jobs:
+            answer = finished(endpoint, job_id)
+            assert answer["status"] == "COMPLETED", answer
         eventually(lambda: status("/api/kernels", token) == 200, 60, worker.text)
         leaves_no_zombie(worker)
 
