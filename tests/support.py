@@ -27,6 +27,9 @@ LLAMA = ROOT / ".cache" / "llama.cpp"
 START = 240.0
 """Seconds that a worker may take to become ready on a busy machine."""
 
+AMPLE = "200"
+"""A SHUTDOWN_TIMEOUT for jobs that shall end by themselves: 2,000 tokens can take half a minute."""
+
 AUTH = {"Authorization": "Bearer test"}
 
 

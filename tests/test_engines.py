@@ -18,6 +18,7 @@ import pytest
 
 from tests.openllm import HOME, install, own_bento
 from tests.support import (
+    AMPLE,
     GGUF,
     PROBED_WORKER,
     START,
@@ -119,7 +120,12 @@ def llama_server() -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def settings(probe: Path) -> dict[str, str]:
-    return {"CONCURRENCY_MODIFIER": "8", "SERVED_MODEL_NAME": NAME, "PROBE": str(probe)}
+    return {
+        "CONCURRENCY_MODIFIER": "8",
+        "SERVED_MODEL_NAME": NAME,
+        "PROBE": str(probe),
+        "SHUTDOWN_TIMEOUT": AMPLE,
+    }
 
 
 def child(worker: psutil.Process, name: str) -> psutil.Process:

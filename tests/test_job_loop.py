@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from tests.support import (
+    AMPLE,
     PROBED_WORKER,
     START,
     Output,
@@ -58,7 +59,7 @@ async def rig() -> AsyncIterator[Rig]:
                 **served.environment(),
                 CONCURRENCY_MODIFIER="64",
                 PROBE=str(probe.path),
-                SHUTDOWN_TIMEOUT="20",
+                SHUTDOWN_TIMEOUT=AMPLE,
             )
             process, output = start(PROBED_WORKER, environment)
             try:
