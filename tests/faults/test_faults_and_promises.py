@@ -39,7 +39,7 @@ FAULTS = {
         "all:status=503,probability=0.1",
         "all:drop=before,probability=0.1",
         "all:drop=after,probability=0.1",
-        "job-take:duplicate,probability=0.5",
+        "job-take:duplicate",
     ],
 }
 """Those that no client may notice."""
