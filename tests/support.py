@@ -226,6 +226,7 @@ def endpoint(
             served.http.close()
     finally:
         stop(process)
+        print("\n".join(output.lines[-100:]))  # pytest shows it where a test failed
 
 
 class Platform:

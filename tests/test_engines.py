@@ -329,6 +329,9 @@ def test_a_killed_engine_fails_its_jobs_and_the_worker_is_replaced(served: Serve
         status = served.finished(job, timeout=15)
         assert status["status"] == "FAILED"
         assert status["error"] == "the engine died while this job was running"
-    eventually(lambda: served.workers()[0]["pid"] != before["pid"], 15, "another worker")
+    # 6 s after it has asked the emulator would kill it: this line tells of an end in time.
+    eventually(lambda: served.workers()[0]["pid"] != before["pid"], 60, "another worker")
+    line = f"{before['id']} exited with code 1 and is replaced, as it asked"
+    eventually(lambda: served.output.find(line), 5, line)
     assert served.workers()[0]["last_exit_code"] == 1
     eventually(lambda: not left(family), 10, "no child is left")

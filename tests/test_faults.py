@@ -60,7 +60,10 @@ def test_a_killed_engine_fails_its_jobs_and_the_worker_is_replaced() -> None:
         def replaced() -> bool:
             return served.workers()[0]["pid"] not in {None, worker["pid"]}
 
-        eventually(replaced, 10, "another worker")
+        # 6 s after it has asked the emulator would kill it: this line tells of an end in time.
+        eventually(replaced, 60, "another worker")
+        line = "worker-1 exited with code 1 and is replaced, as it asked"
+        eventually(lambda: served.output.find(line), 5, line)
         assert served.workers()[0]["last_exit_code"] == 1
         eventually(lambda: not left(family), 10, "no child is left")
         eventually(served.ready, START, "the other worker's readiness")
