@@ -37,7 +37,8 @@ def engine_processes(worker: int) -> list[psutil.Process]:
 def test_a_killed_engine_fails_its_jobs_and_the_worker_is_replaced() -> None:
     with endpoint(CONCURRENCY_MODIFIER="8") as served:
         worker = served.workers()[0]
-        family = psutil.Process(worker["pid"]).children(recursive=True)
+        process = psutil.Process(worker["pid"])
+        family = process.children(recursive=True)
         jobs = [
             served.run({"prompt": CODE, "answerType": "stream", "options": LONG}) for _ in range(4)
         ]
@@ -60,7 +61,8 @@ def test_a_killed_engine_fails_its_jobs_and_the_worker_is_replaced() -> None:
         def replaced() -> bool:
             return served.workers()[0]["pid"] not in {None, worker["pid"]}
 
-        # 6 s after it has asked the emulator would kill it: this line tells of an end in time.
+        eventually(lambda: not left([process]), 10, "the worker's end")
+        # The kernel was seen to take seconds more until it could be reaped.
         eventually(replaced, 60, "another worker")
         line = "worker-1 exited with code 1 and is replaced, as it asked"
         eventually(lambda: served.output.find(line), 5, line)
