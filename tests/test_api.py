@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from tests.support import (
-    AMPLE,
     MODEL,
     START,
     WORKER,
@@ -58,7 +57,6 @@ class Served:
 @contextmanager
 def api(**variables: str) -> Iterator[Served]:
     settings = {"MODE_TO_RUN": "api", "HOST": "127.0.0.1", "API_KEY": KEY, "ENGINE_ARGS": ARGS}
-    settings["SHUTDOWN_TIMEOUT"] = AMPLE
     port = str(free_port())
     process, output = start(WORKER, worker_environment(**settings | {"PORT": port} | variables))
     served = Served(process, output, f"http://127.0.0.1:{port}")

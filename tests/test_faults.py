@@ -37,8 +37,7 @@ def engine_processes(worker: int) -> list[psutil.Process]:
 def test_a_killed_engine_fails_its_jobs_and_the_worker_is_replaced() -> None:
     with endpoint(CONCURRENCY_MODIFIER="8") as served:
         worker = served.workers()[0]
-        process = psutil.Process(worker["pid"])
-        family = process.children(recursive=True)
+        family = psutil.Process(worker["pid"]).children(recursive=True)
         jobs = [
             served.run({"prompt": CODE, "answerType": "stream", "options": LONG}) for _ in range(4)
         ]
@@ -61,9 +60,7 @@ def test_a_killed_engine_fails_its_jobs_and_the_worker_is_replaced() -> None:
         def replaced() -> bool:
             return served.workers()[0]["pid"] not in {None, worker["pid"]}
 
-        eventually(lambda: not left([process]), 10, "the worker's end")
-        # The kernel was seen to take seconds more until it could be reaped.
-        eventually(replaced, 60, "another worker")
+        eventually(replaced, 10, "another worker")
         line = "worker-1 exited with code 1 and is replaced, as it asked"
         eventually(lambda: served.output.find(line), 5, line)
         assert served.workers()[0]["last_exit_code"] == 1

@@ -19,13 +19,11 @@ from websockets.sync.client import connect
 
 from tests.image.conftest import MODEL
 from tests.image.engine import BASE, Built, Container, Engine, eventually, network_of
-from tests.support import Endpoint, start, stop
+from tests.support import AMPLE, Endpoint, start, stop
 
 pytestmark = pytest.mark.timeout(900)
 
-SHUTDOWN_TIMEOUT = 120
-"""Seconds: on two cores three jobs of 1,800 tokens took 21."""
-
+SHUTDOWN_TIMEOUT = 30
 ENGINE = (
     *("--shm-size", "1g"),
     *("--env", f"SHUTDOWN_TIMEOUT={SHUTDOWN_TIMEOUT}"),
@@ -227,8 +225,9 @@ def finished(endpoint: Endpoint, job_id: str) -> dict[str, Any]:
 def test_serverless(engine: Engine, iteration: Built, island: Island) -> None:
     """Jobs from baked weights, no network but the emulator, and SIGTERM with jobs in flight."""
     settings = ("--env", "MODE_TO_RUN=serverless", "--env", "CONCURRENCY_MODIFIER=3")
+    ample = ("--env", f"SHUTDOWN_TIMEOUT={AMPLE}")  # the jobs shall end by themselves
     endpoint = island.endpoint
-    with engine.container(iteration.image, *island.options, *settings, *ENGINE) as worker:
+    with engine.container(iteration.image, *island.options, *settings, *ENGINE, *ample) as worker:
         worker.says("taking jobs")
         assert worker.find("/models/tripod--tiny")
         answer = endpoint.runsync(job(16))
@@ -237,7 +236,7 @@ def test_serverless(engine: Engine, iteration: Built, island: Island) -> None:
 
         jobs = [endpoint.run(job(1800)) for _ in range(12)]
         started(endpoint, jobs, worker)
-        code, seconds = worker.stop(SHUTDOWN_TIMEOUT)
+        code, seconds = worker.stop(int(AMPLE))
         assert code == 0, worker.text()
         assert re.search(r"told to stop; [123] jobs are running", worker.text()), worker.text()
         engine.figures["SIGTERM with jobs in flight to exit 0"] = f"{seconds:.1f} s"
