@@ -89,7 +89,7 @@ class Subject:
     """One process, with its children, that answers jobs.
 
     It stays in this session: Linux groups processes by session, and 6.18 lets a group whose
-    processes spin, as vLLM's do, keep the other groups from both cores for most of a second.
+    processes spin, as vLLM's do, keep the other groups from both cores for seconds.
     """
 
     title: str

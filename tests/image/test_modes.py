@@ -199,6 +199,9 @@ def leaves_no_zombie(container: Container) -> None:
 
 # ---- the three legs
 
+MANY = 40
+"""Jobs that keep a worker busy for minutes, so that some run whenever a test looks."""
+
 
 def job(tokens: int) -> dict[str, Any]:
     options = {"max_tokens": tokens, "ignore_eos": True, "temperature": 0}
@@ -209,9 +212,14 @@ def statuses(endpoint: Endpoint, jobs: list[str]) -> list[str]:
     return [endpoint.http.get(f"/status/{job_id}").json()["status"] for job_id in jobs]
 
 
-def started(endpoint: Endpoint, jobs: list[str], container: Container) -> None:
-    """Wait until one of the jobs is running. They are many, so that one still is afterwards."""
-    eventually(lambda: "IN_PROGRESS" in statuses(endpoint, jobs), 60, container.text)
+def running(endpoint: Endpoint, jobs: list[str]) -> list[str]:
+    shown = zip(jobs, statuses(endpoint, jobs), strict=True)
+    return [job_id for job_id, status in shown if status == "IN_PROGRESS"]
+
+
+def some_run(endpoint: Endpoint, jobs: list[str], container: Container) -> list[str]:
+    """Those that run, waited for: between two jobs there may be none for a moment."""
+    return eventually(lambda: running(endpoint, jobs), 60, container.text)
 
 
 def finished(endpoint: Endpoint, job_id: str) -> dict[str, Any]:
@@ -234,8 +242,8 @@ def test_serverless(engine: Engine, iteration: Built, island: Island) -> None:
         assert answer["status"] == "COMPLETED", answer
         assert answer["output"][-1]["usage"]["completion_tokens"] == 16
 
-        jobs = [endpoint.run(job(1800)) for _ in range(12)]
-        started(endpoint, jobs, worker)
+        jobs = [endpoint.run(job(1800)) for _ in range(MANY)]
+        some_run(endpoint, jobs, worker)
         code, seconds = worker.stop(int(AMPLE))
         assert code == 0, worker.text()
         assert re.search(r"told to stop; [123] jobs are running", worker.text()), worker.text()
@@ -381,26 +389,24 @@ def test_both(engine: Engine, iteration: Built, island: Island, keys: Keys) -> N
         eventually(lambda: status("/api/kernels", token) == 200, 60, worker.text)
         ssh_answers(keys, worker)
 
-        jobs = [endpoint.run(job(1800)) for _ in range(12)]
-        started(endpoint, jobs, worker)
+        jobs = [endpoint.run(job(1800)) for _ in range(MANY)]
+        some_run(endpoint, jobs, worker)
         assert ssh(keys.right, "echo here").stdout == "here\n"
         assert status("/api/kernels", token) == 200
-        assert "IN_PROGRESS" in statuses(endpoint, jobs)
+        some_run(endpoint, jobs, worker)
         for process in processes(worker, "jupyterlab"):
             process.kill()
         eventually(lambda: status("/api/kernels", token) is None, 30, worker.text)
-        for job_id in jobs:
+        for job_id in some_run(endpoint, jobs, worker):
             answer = finished(endpoint, job_id)
             assert answer["status"] == "COMPLETED", answer
         eventually(lambda: status("/api/kernels", token) == 200, 60, worker.text)
         leaves_no_zombie(worker)
 
-        cores = processes(worker, "VLLM::EngineCore")
-        jobs = [endpoint.run(job(1800)) for _ in range(4)]
-        started(endpoint, jobs, worker)
-        for core in cores:
+        some_run(endpoint, jobs, worker)
+        for core in processes(worker, "VLLM::EngineCore"):
             core.kill()
         assert worker.wait() == 1, worker.text()
-        assert "IN_PROGRESS" not in statuses(endpoint, jobs)
+        assert not running(endpoint, jobs)
         [failed] = [job_id for job_id in jobs if statuses(endpoint, [job_id]) == ["FAILED"]]
         assert "engine died" in finished(endpoint, failed)["error"]
