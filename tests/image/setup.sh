@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make what tests/image needs: a container engine, and a stand-in for vLLM's official image.
 # Run by `make image-test`, after `make setup`. Everything lies in .cache/image, podman's storage
-# too; the only thing written elsewhere are Debian packages, and only when podman is missing.
+# too; all that is written elsewhere are Debian packages, only when podman is missing, and a cgroup.
 # Quick when nothing changed. Where it can't work, it says why, and the tests skip with that.
 set -eu
 cd "$(dirname "$0")/../.."
