@@ -212,14 +212,15 @@ def statuses(endpoint: Endpoint, jobs: list[str]) -> list[str]:
     return [endpoint.http.get(f"/status/{job_id}").json()["status"] for job_id in jobs]
 
 
-def running(endpoint: Endpoint, jobs: list[str]) -> list[str]:
+def those(endpoint: Endpoint, jobs: list[str], status: str) -> list[str]:
+    """The jobs that have this status."""
     shown = zip(jobs, statuses(endpoint, jobs), strict=True)
-    return [job_id for job_id, status in shown if status == "IN_PROGRESS"]
+    return [job_id for job_id, found in shown if found == status]
 
 
 def some_run(endpoint: Endpoint, jobs: list[str], container: Container) -> list[str]:
     """Those that run, waited for: between two jobs there may be none for a moment."""
-    return eventually(lambda: running(endpoint, jobs), 60, container.text)
+    return eventually(lambda: those(endpoint, jobs, "IN_PROGRESS"), 60, container.text)
 
 
 def finished(endpoint: Endpoint, job_id: str) -> dict[str, Any]:
@@ -407,6 +408,6 @@ def test_both(engine: Engine, iteration: Built, island: Island, keys: Keys) -> N
         for core in processes(worker, "VLLM::EngineCore"):
             core.kill()
         assert worker.wait() == 1, worker.text()
-        assert not running(endpoint, jobs)
-        [failed] = [job_id for job_id in jobs if statuses(endpoint, [job_id]) == ["FAILED"]]
+        assert not those(endpoint, jobs, "IN_PROGRESS")
+        [failed] = those(endpoint, jobs, "FAILED")
         assert "engine died" in finished(endpoint, failed)["error"]
