@@ -23,7 +23,7 @@ test: setup ## the whole test suite
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos: setup ## ten minutes of faults on purpose, and a balance; SECONDS= and SEED= to change
-	@$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 image-test: setup ## build the images and run them in every mode; needs root, and podman or Debian
 	@TORCH_INDEX="$(TORCH_INDEX)" sh tests/image/setup.sh

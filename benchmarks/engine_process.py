@@ -15,7 +15,7 @@ from typing import Any
 
 from worker import engines, settings
 from worker.engines.base import Engine
-from worker.requests import Options, Request
+from worker.job.input import Options, Request
 
 
 async def one(engine: Engine, prompt: str, tokens: int, begin: float) -> dict[str, Any]:

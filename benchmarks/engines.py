@@ -28,7 +28,7 @@ from benchmarks.figures import Spread
 from benchmarks.job_path import console, start_all
 from benchmarks.readme import RESULTS
 from benchmarks.subjects import LOGS, MODEL, BenchmarkError, Piped, Subject
-from worker.engines.presets import PRESETS
+from worker.engines.servers.presets import PRESETS
 from worker.engines.spawned import find_program
 from worker.settings import EngineName
 

@@ -129,13 +129,13 @@ def catalog_of_tiny(folder: Path, revision: str, **arguments: Any) -> Catalog:
     return catalog
 
 
-BENTO = ROOT / "tests" / "bento"
+BENTO = ROOT / "tests" / "engines" / "servers" / "bento"
 HOME = ROOT / ".cache" / "openllm-home"
 """Where `openllm` installs what a bento needs: once for all runs."""
 
 
 def own_bento(folder: Path, **arguments: str) -> Path:
-    """tests/bento in a repository of OpenLLM below `folder`, as `bentoml build --arg` leaves it."""
+    """That bento in a repository of OpenLLM below `folder`, as `bentoml build --arg` leaves it."""
     bento = folder / "bentoml" / "bentos" / "tiny" / "1"
     (bento / "src").mkdir(parents=True)
     (bento / "env" / "python").mkdir(parents=True)

@@ -4,10 +4,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from worker.chunks import Chunk, as_chunk, joined
 from worker.engines.base import Engine
-from worker.requests import RouteCall, parse
-from worker.routes import call
+from worker.job.chunks import Chunk, as_chunk, joined
+from worker.job.input import RouteCall, parse
+from worker.job.routes import call
 
 
 async def handler(job: dict[str, Any], engine: Engine) -> AsyncGenerator[Chunk | str, None]:

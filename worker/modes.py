@@ -19,15 +19,15 @@ SERVICE_GRACE = 3.0
 def run(settings: Settings, environment: Mapping[str, str]) -> int:
     """Run the mode until it ends; returns the exit code of the process."""
     if settings.mode_to_run == "serverless":
-        from worker import serverless
+        from worker.serverless import loop as serverless
 
         return serverless.serve(settings)
     if settings.mode_to_run == "api":
-        from worker import api
+        from worker.api import front as api
 
         return api.serve(settings)
     if settings.mode_to_run == "rpc":
-        from worker import rpc
+        from worker.rpc import serve as rpc
 
         return rpc.serve(settings)
     return asyncio.run(_pod(settings, environment))
@@ -39,7 +39,7 @@ async def _pod(settings: Settings, environment: Mapping[str, str]) -> int:
     The serverless worker is a process of its own, so that neither can harm the other; when it
     ends, so does the container, with its exit code.
     """
-    from worker import pod
+    from worker.pod import services as pod
 
     stopped = stop_signals()
 

@@ -11,9 +11,11 @@ import time
 from types import ModuleType
 from typing import Any
 
-from worker import chunks, engines, handler, requests, routes
+from worker import engines, handler
 from worker.engines.base import Engine
 from worker.errors import TripodError
+from worker.job import chunks, routes
+from worker.job import input as requests
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import psutil
 import pytest
 
-from tests.chaos import Chaos
+from tests.faults.chaos import Chaos
 from tests.faults.client import CODE, Client, answer_of, chat, joined, normal, stream
 from tests.faults.conftest import SHUTDOWN_TIMEOUT
 from tests.support import Endpoint, left, soon

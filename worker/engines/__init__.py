@@ -36,10 +36,10 @@ def chosen(engine: str, model_name: str) -> str:
 def argument_problems(engine: str, args: dict[str, Any]) -> list[str]:
     """What is wrong with the names in ENGINE_ARGS, found without importing the engine."""
     if engine == "vllm":
-        from worker.engines import vllm
+        from worker.engines.vllm import engine as vllm
 
         return vllm.argument_problems(args)
-    from worker.engines.presets import PRESETS
+    from worker.engines.servers.presets import PRESETS
 
     return PRESETS[engine].argument_problems(args)
 
@@ -133,15 +133,15 @@ def load(settings: Settings) -> Engine:
 
 def _create(name: str, settings: Settings, found: weights.Weights | None) -> Engine:
     if name == "vllm":
-        from worker.engines import catalog
-        from worker.engines.vllm import VllmEngine
+        from worker.engines.vllm import catalog
+        from worker.engines.vllm.engine import VllmEngine
 
         assert found is not None
         if found.catalog:
             settings = catalog.applied(settings, found.catalog)
         return VllmEngine(settings, str(found.folder))
-    from worker.engines.presets import PRESETS
-    from worker.engines.server import ServerEngine
+    from worker.engines.servers.engine import ServerEngine
+    from worker.engines.servers.presets import PRESETS
 
     return ServerEngine(settings, PRESETS[name](settings, found))
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import httpx
 
 from worker.engines.asgi import App
-from worker.requests import Request
+from worker.job.input import Request
 
 
 @dataclass(frozen=True, slots=True)

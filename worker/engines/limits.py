@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worker.errors import BadRequest
-from worker.requests import DEFAULT_MAX_TOKENS, Request
+from worker.job.input import DEFAULT_MAX_TOKENS, Request
 
 
 def field_of(request: Request) -> str:

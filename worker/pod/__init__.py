@@ -1,0 +1,1 @@
+"""The development leg: sshd and JupyterLab on a GPU pod."""

@@ -1,0 +1,1 @@
+"""Lends this machine to a llama.cpp on another one."""
