@@ -17,10 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, JsonValue
-
-from preload.errors import WeightsError
+from preload.entry import Entry
+from preload.errors import WeightsError, first_line
 from preload.model import Model, ModelNameError, parse
+from preload.secret import without_secrets
 
 ROOT = Path(__file__).parents[1]
 OWN = ROOT / ".cache" / "openllm" / "bin"
@@ -29,39 +29,10 @@ OWN = ROOT / ".cache" / "openllm" / "bin"
 TIMEOUT = 300.0
 """Seconds that one call of `openllm` may take; the longest clones the catalog."""
 
-SECRETS = {"HF_TOKEN", "API_KEY", "ENGINE_API_KEY", "JUPYTER_PASSWORD", "RUNPOD_AI_API_KEY"}
-"""Variables that are none of OpenLLM's business."""
-
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, OSError, SyntaxError)
 """What reading an entry of another shape raises."""
 
 _TAG = re.compile(r"^\S* +(\S+:\S+) ", re.MULTILINE)
-
-
-class Entry(BaseModel):
-    """What the catalog says of a tag.
-
-    `bento` is the entry's full name, of which `tag` may be an alias; `gpu` the class of GPU it
-    is meant for, `gpus` how many of them; `engine_args` vLLM's options of the spring of 2025.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    tag: str
-    bento: str
-    repository: str
-    revision: str | None
-    excludes: list[str]
-    needs_token: bool
-    gpu: str | None
-    gpus: int
-    engine_args: dict[str, JsonValue]
-
-    def __str__(self) -> str:
-        at = f"@{self.revision}" if self.revision else ""
-        gpu = f", meant for {self.gpus} x {self.gpu}" if self.gpu else ""
-        token = ", needs HF_TOKEN" if self.needs_token else ""
-        return f"{self.repository}{at}{gpu}{token}"
 
 
 def program() -> str | None:
@@ -105,7 +76,7 @@ def _environment() -> Iterator[dict[str, str]]:
 
     OPENLLM_TEST_REPO names a catalog that is on this machine, OPENLLM_HOME a home to keep.
     """
-    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    inherited = without_secrets(os.environ)
     inherited.pop("PYTHONPATH", None)
     with TemporaryDirectory(prefix="openllm-") as home:
         yield {
@@ -131,7 +102,8 @@ def _entry(openllm: str, model: Model, environment: dict[str, str]) -> Entry:
         return _read(model.openllm, Path(info["path"]), info["bento_yaml"])
     except UNREADABLE as error:
         raise WeightsError(
-            f"MODEL={model}: the catalog's entry can't be read ({_first_line(error)}); "
+            f"MODEL={model}: the catalog's entry can't be read "
+            f"({type(error).__name__}: {first_line(error)}); "
             "an own bento is served with ENGINE=openllm"
         ) from None
     except yaml.YAMLError:
@@ -213,10 +185,6 @@ def _literals(source: str) -> dict[str, Any]:
                     with suppress(ValueError):
                         found[name] = ast.literal_eval(value)
     return found
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _last_line(text: str) -> str:

@@ -16,3 +16,9 @@ class HubUnreachable(WeightsError):
 
 class Interrupted(WeightsError):
     """SIGINT or SIGTERM came while fetching."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the error's text; the name of its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -12,7 +12,7 @@ from json import JSONDecodeError
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from preload.errors import HubUnreachable, WeightsError
+from preload.errors import HubUnreachable, WeightsError, first_line
 from preload.model import Model
 
 
@@ -128,7 +128,8 @@ def errors(model: Model, token: str | None) -> Iterator[None]:
             f"MODEL={model}: what answers at HF_ENDPOINT={_host()} is no hub"
         ) from None
     except OSError as error:
-        raise WeightsError(f"MODEL={model}: the download failed: {_first_line(error)}") from None
+        why = "the disk is full" if error.errno == errno.ENOSPC else first_line(error)
+        raise WeightsError(f"MODEL={model}: the download failed: {why}") from None
 
 
 def _host() -> str | None:
@@ -151,12 +152,6 @@ def _status(code: int, token: str | None) -> str:
     if code == 403:
         return "the hub forbids this; HF_TOKEN may lack the permission to read repositories"
     return f"the hub answered with HTTP status {code}; try again later"
-
-
-def _first_line(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        return "the disk is full"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def need_room(model: Model, folder: Path, needed: int) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from preload.catalog import Entry
+from preload.entry import Entry
 from preload.model import Model
 
 NAME = "manifest.json"

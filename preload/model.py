@@ -1,14 +1,10 @@
 """The MODEL string → what it names."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from preload.catalog import Entry
+from preload.entry import Entry
 
 _REPOSITORY = re.compile(r"[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.IGNORECASE | re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]*", re.ASCII)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preload import catalog, choose, hub, manifest
-from preload.catalog import Entry
+from preload.entry import Entry
 from preload.errors import HubUnreachable, WeightsError
 from preload.model import Model
 
