@@ -16,13 +16,14 @@ import uvicorn
 
 from emulator.app import build_app
 from emulator.client_api import ClientApi
-from emulator.dispatch import Endpoint, Limits
+from emulator.endpoint import Endpoint
 from emulator.faults import BadFault, Faults, parse
 from emulator.misbehaviour import Connections, watched_protocol
+from emulator.store import Limits
+from emulator.supervisor import Supervisor, worker_environment
 from emulator.terminal import Terminal, connect_help, examples
 from emulator.web import ENDPOINT_ID
 from emulator.webhooks import Webhooks
-from emulator.workers import Supervisor, worker_environment
 
 EXAMPLE_INPUT = '{"input": {"prompt": "import os\\n\\ndef ", "answerType": "normal"}}'
 

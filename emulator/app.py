@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from emulator.client_api import ClientApi
-from emulator.dispatch import Endpoint, Worker
+from emulator.endpoint import Endpoint
 from emulator.faults import Fault, Faults, parse
 from emulator.jobs import EndpointError
 from emulator.misbehaviour import Connections, Misbehaviour
@@ -40,13 +40,13 @@ def build_app(
     async def workers(_: Request) -> Response:
         if list_workers:
             return reply(list_workers())
-        return reply([describe(worker) for worker in endpoint.workers.values()])
+        return reply([worker.as_dict() for worker in endpoint.workers.values()])
 
     async def jobs(_: Request) -> Response:
         return reply(
             [
                 {"id": job.id, "status": job.status, "worker_id": job.worker_id, "bytes": job.size}
-                for job in endpoint.jobs.values()
+                for job in endpoint.store.jobs.values()
             ]
         )
 
@@ -91,19 +91,3 @@ async def _read_fault(request: Request) -> Fault:
         return parse(text)
     except ValueError as error:
         refuse(400, str(error))
-
-
-def describe(worker: Worker) -> dict[str, Any]:
-    """A worker as /emulator/workers shows it; the supervisor adds what it knows of its process."""
-    return {
-        "id": worker.id,
-        "pid": None,
-        "state": worker.state,
-        "reason": worker.unhealthy,
-        "jobs_in_progress": list(worker.in_progress),
-        "started_at": None,
-        "restarts": 0,
-        "last_exit_code": None,
-        "pings": worker.pings,
-        "pinged_jobs": worker.pinged_jobs,
-    }

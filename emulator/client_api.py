@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from emulator.dispatch import Endpoint
+from emulator.endpoint import Endpoint
 from emulator.jobs import Job, Policy, Status
 from emulator.web import ENDPOINT_ID, MB, Handler, load, read_body, refuse, reply, unless_hung_up
 
@@ -88,7 +88,7 @@ class ClientApi:
         return reply(self.endpoint.health())
 
     def _job(self, request: Request) -> Job:
-        return self.endpoint.job(request.path_params["job_id"])
+        return self.endpoint.store.job(request.path_params["job_id"])
 
     def _submit(self, body: bytes, *, sync: bool = False) -> Job:
         try:

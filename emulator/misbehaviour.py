@@ -10,7 +10,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from emulator.dispatch import Endpoint
+from emulator.endpoint import Endpoint
 from emulator.faults import CALLS, CLIENT_CALLS, WORKER_CALLS, Fault, Faults
 from emulator.jobs import Job
 from emulator.web import ENDPOINT_ID, dump
@@ -153,7 +153,7 @@ class Misbehaviour:
         """Answer open long polls, since it was at their beginning that a fault struck or not."""
         for worker_id, worker in self.endpoint.workers.items():
             if "job-take" in CALLS[fault.call]:
-                self.endpoint.answer_polls(worker_id)
+                self.endpoint.queue.answer(worker_id)
             if "job-stop" in CALLS[fault.call]:
                 worker.wake_stop_polls()
 
@@ -164,12 +164,12 @@ class Misbehaviour:
                 self.endpoint.cancel(job)
         elif call == "job-done":
             worker_id, job_id = scope["path"].split("/")[-2:]
-            if self.endpoint.job(job_id).final:
+            if self.endpoint.store.job(job_id).final:
                 self.endpoint.ask_to_stop(worker_id, job_id)
 
     def _jobs(self, answer: Answer) -> list[Job]:
         """The jobs that an answer to job-take hands out."""
-        found = (self.endpoint.jobs.get(job["id"]) for job in _job_bodies(answer))
+        found = (self.endpoint.store.jobs.get(job["id"]) for job in _job_bodies(answer))
         return [job for job in found if job]
 
     def _hand_out_again(self, scope: Scope, answer: Answer, *, other: bool) -> None:
@@ -180,7 +180,7 @@ class Misbehaviour:
             worker_id = next((id for id in others if id != worker_id), "")
         if worker_id and (jobs := _job_bodies(answer)):
             self._again.setdefault(worker_id, []).extend(jobs)
-            self.endpoint.answer_polls(worker_id)
+            self.endpoint.queue.answer(worker_id)
 
     def _handed_out_again(self, scope: Scope) -> Answer | None:
         """The answer to this job-take if there is something to hand out a second time."""

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from emulator.client_api import RUNSYNC_BYTES, SHUTTING_DOWN, ClientApi
-from emulator.dispatch import Endpoint
+from emulator.endpoint import Endpoint
 from emulator.jobs import EndpointError, Job, Status
 from emulator.web import ENDPOINT_ID, dump, explain, load, read_body, refuse, reply, unless_hung_up
 

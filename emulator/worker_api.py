@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from emulator.dispatch import Endpoint
+from emulator.endpoint import Endpoint
 from emulator.jobs import Job
 from emulator.web import DRAINED, ENDPOINT_ID, MB, load, read_body, refuse, reply, unless_hung_up
 
@@ -53,9 +53,9 @@ class WorkerApi:
 
     async def job_stop(self, request: Request) -> Response:
         worker_id = request.path_params["worker_id"]
-        wait = self._poll_time(worker_id)
-        await unless_hung_up(request, self.endpoint.wait_for_stop_requests(worker_id, wait))
-        if jobs := self.endpoint.take_stop_requests(worker_id):
+        worker = self.endpoint.worker(worker_id)
+        await unless_hung_up(request, worker.wait_for_stop_requests(self._poll_time(worker_id)))
+        if jobs := self.endpoint.worker(worker_id).take_stop_requests():
             return reply({"jobsToStop": jobs})
         return Response(status_code=204)
 

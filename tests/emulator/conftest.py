@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from emulator.app import build_app
 from emulator.client_api import ClientApi
-from emulator.dispatch import Endpoint
+from emulator.endpoint import Endpoint
 from emulator.worker_api import WorkerApi
 
 HERE = Path(__file__).parent

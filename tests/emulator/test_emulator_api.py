@@ -9,7 +9,7 @@ import pytest
 
 from emulator.app import build_app
 from emulator.client_api import ClientApi
-from emulator.dispatch import Endpoint
+from emulator.endpoint import Endpoint
 from emulator.jobs import Status
 from emulator.web import MB
 from emulator.webhooks import Webhooks

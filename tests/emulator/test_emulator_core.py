@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from emulator.dispatch import Endpoint, Limits
+from emulator.endpoint import Endpoint
 from emulator.jobs import (
     FINAL,
     Conflict,
@@ -21,6 +21,7 @@ from emulator.jobs import (
     UnknownJob,
     UnknownWorker,
 )
+from emulator.store import Limits
 
 
 async def take(endpoint: Endpoint, worker: str, limit: int = 1) -> list[Job]:
@@ -123,12 +124,12 @@ async def test_cancel_while_queued(endpoint: Endpoint) -> None:
 
 async def test_cancel_in_progress_asks_the_worker_to_stop(endpoint: Endpoint) -> None:
     job = await started(endpoint)
-    waiting = asyncio.create_task(endpoint.wait_for_stop_requests("w", 5))
+    waiting = asyncio.create_task(endpoint.worker("w").wait_for_stop_requests(5))
     await asyncio.sleep(0)
     endpoint.cancel(job)
     await waiting
-    assert endpoint.take_stop_requests("w") == [job.id]
-    assert endpoint.take_stop_requests("w") == []
+    assert endpoint.worker("w").take_stop_requests() == [job.id]
+    assert endpoint.worker("w").take_stop_requests() == []
     assert not endpoint.finish("w", job.id, output=1, error=None, size=1)
     assert not endpoint.report_progress("w", job.id, 1)
     assert job.as_dict().keys() == {"id", "status", "delayTime", "workerId", "executionTime"}
@@ -141,9 +142,9 @@ async def test_worker_that_goes_on_with_a_cancelled_job_is_asked_again(endpoint:
         lambda: endpoint.add_chunk("w", job.id, b"{}"),
         lambda: endpoint.ping("w", [job.id, "unknown"]),
     ):
-        assert endpoint.take_stop_requests("w") == [job.id]
+        assert endpoint.worker("w").take_stop_requests() == [job.id]
         sign_of_life()
-    assert endpoint.take_stop_requests("w") == [job.id]
+    assert endpoint.worker("w").take_stop_requests() == [job.id]
 
 
 async def test_execution_timeout(endpoint: Endpoint) -> None:
@@ -151,7 +152,7 @@ async def test_execution_timeout(endpoint: Endpoint) -> None:
     assert await endpoint.wait(job, lambda job: job.final, 5)
     assert job.status is Status.TIMED_OUT
     assert job.error == "job ran longer than its executionTimeout of 0.02 s"
-    assert endpoint.take_stop_requests("w") == [job.id]
+    assert endpoint.worker("w").take_stop_requests() == [job.id]
 
 
 async def test_ttl_ends_queued_and_running_jobs(endpoint: Endpoint) -> None:
@@ -195,7 +196,9 @@ async def test_retry(endpoint: Endpoint) -> None:
     assert job.as_dict() == {"id": job.id, "status": "IN_QUEUE"}
     assert endpoint.take_chunks(job) == []
     assert await take(endpoint, "w") == [job]
-    assert endpoint.take_stop_requests("w") == [], "the stop was meant for the first attempt"
+    assert endpoint.worker("w").take_stop_requests() == [], (
+        "the stop was meant for the first attempt"
+    )
     assert endpoint.health()["jobs"]["retried"] == 1
 
 
@@ -240,9 +243,9 @@ async def test_results_are_kept_for_their_time_only() -> None:
     kept, dropped = endpoint.submit({}), endpoint.submit({}, sync=True)
     endpoint.purge()
     async with asyncio.timeout(5):
-        while dropped.id in endpoint.jobs:  # noqa: ASYNC110
+        while dropped.id in endpoint.store.jobs:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
-    assert endpoint.job(kept.id) is kept
+    assert endpoint.store.job(kept.id) is kept
     endpoint.close()
 
 
@@ -254,7 +257,7 @@ async def test_memory_is_bounded(small: Endpoint) -> None:
     small.finish("w", first.id, error="failed, so its input is kept", size=1)
     small.submit({}, size=60)
     with pytest.raises(UnknownJob):
-        small.job(first.id)
+        small.store.job(first.id)
 
 
 async def test_queue_is_bounded(small: Endpoint) -> None:
@@ -275,7 +278,7 @@ async def test_close_ends_every_wait(endpoint: Endpoint) -> None:
     job = await started(endpoint)
     waits: list[Coroutine[Any, Any, Any]] = [
         endpoint.take("w", 1, 1000),
-        endpoint.wait_for_stop_requests("w", 1000),
+        endpoint.worker("w").wait_for_stop_requests(1000),
         endpoint.wait(job, lambda job: job.final, 1000),
     ]
     tasks = [asyncio.ensure_future(wait) for wait in waits]
@@ -311,7 +314,7 @@ class AnyOrder(RuleBasedStateMachine):
         return self.loop.run_until_complete(inside())
 
     def pick(self, number: int, *statuses: Status) -> Job | None:
-        jobs = [job for job in self.endpoint.jobs.values() if job.status in statuses]
+        jobs = [job for job in self.endpoint.store.jobs.values() if job.status in statuses]
         return jobs[number % len(jobs)] if jobs else None
 
     @rule(size=st.integers(0, 120))
@@ -319,11 +322,11 @@ class AnyOrder(RuleBasedStateMachine):
         try:
             self.do(lambda: self.endpoint.submit({}, size=size))
         except QueueFull:
-            assert self.endpoint._memory + size > 500
+            assert self.endpoint.store.size + size > 500
 
     @rule(worker=workers, limit=st.integers(1, 4))
     def take(self, worker: str, limit: int) -> None:
-        before = len(self.endpoint._queue)
+        before = len(self.endpoint.queue.jobs)
         jobs = self.do(lambda: self.endpoint.take(worker, limit, 0))
         assert len(jobs) == min(before, limit)
 
@@ -372,20 +375,22 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def every_job_is_in_one_place(self) -> None:
         endpoint = self.endpoint
-        places = {job.id: [Status.IN_QUEUE] for job in endpoint._queue.values()}
+        places = {job.id: [Status.IN_QUEUE] for job in endpoint.queue.jobs.values()}
         for worker in endpoint.workers.values():
             for job_id in worker.in_progress:
                 places.setdefault(job_id, []).append(Status.IN_PROGRESS)
-        for job_id, job in endpoint._finished.items():
+        for job_id, job in endpoint.store.finished.items():
             places.setdefault(job_id, []).append(job.status)
             assert job.status in FINAL
-        assert places == {job.id: [job.status] for job in endpoint.jobs.values()}
-        assert endpoint._timers.keys() == endpoint.jobs.keys()
-        assert endpoint._takers == []
+        assert places == {job.id: [job.status] for job in endpoint.store.jobs.values()}
+        assert endpoint.store.timers.keys() == endpoint.store.jobs.keys()
+        assert endpoint.queue.takers == []
 
     @invariant()
     def memory_is_what_the_jobs_hold(self) -> None:
-        assert self.endpoint._memory == sum(job.size for job in self.endpoint.jobs.values())
+        assert self.endpoint.store.size == sum(
+            job.size for job in self.endpoint.store.jobs.values()
+        )
 
     @invariant()
     def each_end_is_told_once(self) -> None:

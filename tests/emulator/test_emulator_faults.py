@@ -11,7 +11,7 @@ import uvicorn
 from emulator.__main__ import Server, bind
 from emulator.app import build_app
 from emulator.client_api import ClientApi
-from emulator.dispatch import Endpoint
+from emulator.endpoint import Endpoint
 from emulator.faults import BadFault, Faults, parse
 from emulator.misbehaviour import Connections, watched_protocol
 from emulator.worker_api import WorkerApi
@@ -155,7 +155,7 @@ async def test_latency_delays_the_way_there_and_the_way_back(rig: Rig) -> None:
     job, loop = await rig.run(), asyncio.get_running_loop()
     begin = loop.time()
     taking = asyncio.create_task(rig.take())
-    await soon(lambda: rig.endpoint.jobs[job].status == "IN_PROGRESS", 5, "the taking")
+    await soon(lambda: rig.endpoint.store.jobs[job].status == "IN_PROGRESS", 5, "the taking")
     assert loop.time() - begin >= 0.2
     assert not taking.done()
     assert await taking == [job]
@@ -221,7 +221,7 @@ async def test_a_worker_that_leaves_while_its_jobs_travel_has_not_got_them(rig: 
     rig.fault("job-take:latency=200ms")
     with pytest.raises(httpx.ReadTimeout):
         await rig.http.get("job-take/w1", timeout=0.15)
-    await soon(lambda: rig.endpoint.jobs[job].status == "IN_QUEUE", 5, "the job's return")
+    await soon(lambda: rig.endpoint.store.jobs[job].status == "IN_QUEUE", 5, "the job's return")
     rig.faults.clear()
     assert await rig.take() == [job]
 
@@ -287,7 +287,7 @@ async def test_a_job_is_handed_out_again_to_another_worker(rig: Rig) -> None:
 async def test_stop_signals_at_bad_moments(rig: Rig) -> None:
     rig.fault("job-stop:stop-signal")
     [unknown] = await rig.stops()
-    assert unknown not in rig.endpoint.jobs
+    assert unknown not in rig.endpoint.store.jobs
 
     job = await rig.run()
     rig.fault("job-take:stop-signal")
@@ -315,7 +315,7 @@ async def test_a_jump_of_the_clock(rig: Rig) -> None:
     await jump("+1h")
     assert await rig.status(job) == "IN_PROGRESS"
     await jump("+11m")
-    await soon(lambda: rig.endpoint.jobs[job].status == "TIMED_OUT", 5, "the timeout")
+    await soon(lambda: rig.endpoint.store.jobs[job].status == "TIMED_OUT", 5, "the timeout")
     assert await rig.stops() == [job]
 
 
@@ -326,7 +326,7 @@ async def test_the_clients_calls(rig: Rig) -> None:
     rig.fault("client:drop=after")
     with pytest.raises(httpx.RemoteProtocolError):
         await rig.http.post("run", json={"input": {}})
-    assert len(rig.endpoint.jobs) == 1
+    assert len(rig.endpoint.store.jobs) == 1
     assert len(await rig.take()) == 1
 
 

@@ -18,8 +18,9 @@ import pytest_asyncio
 
 from emulator.app import build_app
 from emulator.client_api import ClientApi
-from emulator.dispatch import Endpoint, Limits
+from emulator.endpoint import Endpoint
 from emulator.jobs import Job, Policy, Status
+from emulator.store import Limits
 from emulator.web import MB
 from tests.emulator.conftest import start
 

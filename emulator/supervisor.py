@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from emulator.app import describe
-from emulator.dispatch import Endpoint, Worker
+from emulator.endpoint import Endpoint
 from emulator.guardian import RUN_VARIABLE, Guardian, kill_groups
 from emulator.web import ENDPOINT_ID
+from emulator.worker import Worker
 
 FIRST_BACKOFF, MAX_BACKOFF = 1.0, 30.0
 OWN_EXIT = 1.0
@@ -124,7 +124,7 @@ class Supervisor:
         """The body of /emulator/workers: our own and those that connected from outside."""
         slots = {slot.worker_id: slot for slot in self.slots}
         return [
-            describe(worker) | (slots[worker.id].as_dict() if worker.id in slots else {})
+            worker.as_dict() | (slots[worker.id].as_dict() if worker.id in slots else {})
             for worker in self.endpoint.workers.values()
         ]
 
