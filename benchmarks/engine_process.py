@@ -13,9 +13,10 @@ import time
 from contextlib import aclosing
 from typing import Any
 
-from worker import engines, settings
+from worker import startup
+from worker.configuration import load
 from worker.engines.base import Engine
-from worker.job.input import Options, Request
+from worker.job.types import Options, Request
 
 
 async def one(engine: Engine, prompt: str, tokens: int, begin: float) -> dict[str, Any]:
@@ -34,7 +35,7 @@ async def one(engine: Engine, prompt: str, tokens: int, begin: float) -> dict[st
 
 async def main() -> None:
     """Start the engine, say so, then answer run after run until standard input ends."""
-    engine = await engines.start(settings.load(os.environ))
+    engine = await startup.start(load(os.environ))
     print("ready", file=answers, flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         run = json.loads(line)

@@ -12,9 +12,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,12 +23,12 @@ from typing import Annotated, get_args
 import typer
 
 from benchmarks import machine
-from benchmarks.figures import Spread
-from benchmarks.job_path import console, start_all
 from benchmarks.readme import RESULTS
-from benchmarks.subjects import LOGS, MODEL, BenchmarkError, Piped, Subject
-from worker.engines.servers.presets import PRESETS
-from worker.engines.spawned import find_program
+from benchmarks.run import Run, spread
+from benchmarks.subject import LOGS, BenchmarkError, Piped, Subject, console, start_all
+from benchmarks.subjects import MODEL
+from worker.engines.servers import SERVERS
+from worker.processes import find_program
 from worker.settings import EngineName
 
 PROMPT, TOKENS = "What is the meaning of life?", 256
@@ -38,24 +37,6 @@ LIMIT = 300.0
 """Seconds that the requests of one run may take."""
 
 NAMES = [name for name in get_args(EngineName) if name != "auto"]
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """`requests` at once on one engine.
-
-    Args:
-        decode: tokens per second of one request after its first token, of each request.
-        speed: tokens per second of all requests together, from their sending to the last token.
-        first_token: seconds, of each request.
-    """
-
-    engine: str
-    requests: int
-    round: int
-    decode: list[float]
-    speed: float
-    first_token: list[float]
 
 
 class Loaded(Piped):
@@ -99,7 +80,7 @@ def missing(name: str) -> str | None:
         return None if find_spec("vllm") else "not installed"
     if name == "remote":
         return None if os.environ.get("ENGINE_URL") else "no ENGINE_URL given"
-    program = PRESETS[name].program
+    program = SERVERS[name].program
     assert program
     return None if find_program(program) else "not installed"
 
@@ -150,12 +131,6 @@ def table(runs: list[Run], precisions: dict[str, str], reasons: dict[str, str]) 
         ]
         lines.append(f"| {version_of(name)} | {precisions[name]} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def spread(runs: list[Run], requests: int, value: Callable[[Run], float]) -> Spread:
-    """Median, lowest and highest round of the runs with `requests` at once."""
-    values = [value(run) for run in runs if run.requests == requests]
-    return Spread(median(values), min(values), max(values))
 
 
 def report(

@@ -18,20 +18,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import machine
 from benchmarks.figures import Figures, Sample, ceiling, promises, promises_table, table
 from benchmarks.readme import RESULTS
-from benchmarks.subjects import (
-    LOGS,
-    BareEngine,
-    BenchmarkError,
-    Subject,
-    WorkerVllm,
-    tripod,
-)
+from benchmarks.subject import LOGS, BenchmarkError, Subject, console, start_all
+from benchmarks.subjects import BareEngine, WorkerVllm, tripod
 
 TOKENS = 128
 """Tokens of every answer."""
@@ -44,8 +37,6 @@ QUIET, QUIET_LIMIT = 0.05, 10.0
 
 LIMIT = 120.0
 """Seconds that the jobs of one case may take."""
-
-console = Console(stderr=True, highlight=False)
 
 
 def measure(subject: Subject, jobs: int, round_trip: float, number: int) -> Sample:
@@ -78,24 +69,6 @@ def measure(subject: Subject, jobs: int, round_trip: float, number: int) -> Samp
         front_cpu=used.front,
         core_cpu=used.core,
     )
-
-
-def start_all(subjects: list[Subject], stack: ExitStack, problems: list[str]) -> list[Subject]:
-    """Start one after another; those that do not start are left out and named in `problems`."""
-    started = []
-    for subject in subjects:
-        stack.callback(subject.stop)
-        begin = time.monotonic()
-        try:
-            with console.status(f"starting {subject.title}"):
-                subject.start()
-        except BenchmarkError as error:
-            problems.append(str(error))
-            console.print(f"[red]✗[/] {error}")
-            continue
-        console.print(f"[green]✓[/] {subject.title}: ready after {time.monotonic() - begin:.0f} s")
-        started.append(subject)
-    return started
 
 
 def rounds(

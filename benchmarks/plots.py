@@ -1,11 +1,8 @@
 """The pictures beside the tables. The only module that imports matplotlib."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
@@ -13,9 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.figures import BARE, PEER, STOCK, TRIPOD, Figures, Spread
-
-if TYPE_CHECKING:
-    from benchmarks.engines import Run
+from benchmarks.run import Run
 
 mpl.use("Agg")
 
