@@ -4,14 +4,14 @@ import asyncio
 import os
 import sys
 
-from worker import __main__, engines, modes, settings
+from worker import __main__, configuration, modes, startup
 
 
 def main() -> int:
-    start = engines.start
+    start = startup.start
 
-    async def start_with_probe(settings):
-        engine = await start(settings)
+    async def start_with_probe(settings, handler):
+        engine = await start(settings, handler)
 
         async def tell(_, writer: asyncio.StreamWriter) -> None:
             writer.write(str(engine.unfinished()).encode())
@@ -21,8 +21,8 @@ def main() -> int:
         await asyncio.start_unix_server(tell, os.environ["PROBE"])
         return engine
 
-    engines.start = start_with_probe
-    return __main__.main(lambda: modes.run(settings.load(os.environ), os.environ))
+    startup.start = start_with_probe
+    return __main__.main(lambda: modes.run(configuration.load(os.environ), os.environ))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from aiohttp import web
 
-from worker.engines.spawned import find_program
+from worker.processes import find_program
 
 ROOT = Path(__file__).parents[1]
 MODEL = os.environ.get("TEST_MODEL", str(ROOT / "models" / "tiny"))

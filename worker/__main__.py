@@ -9,12 +9,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from preload.weights import WeightsError
-from worker import modes, processes, settings
+from worker import configuration, modes, processes
 from worker.errors import SettingsError, TripodError
 
 SDK_DEFAULTS = {
@@ -53,28 +53,35 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def container(context: typer.Context) -> None:
     """Run what MODE_TO_RUN says. README.md lists the variables."""
     if context.invoked_subcommand is None:
-        sys.exit(main(lambda: modes.run(settings.load(os.environ), os.environ)))
+        sys.exit(main(lambda: modes.run(configuration.load(os.environ), os.environ)))
 
 
 @cli.command("try")
 def try_out(
-    prompt: Annotated[str, typer.Argument(help="The prompt of the job.")],
+    prompt: Annotated[str | None, typer.Argument(help="The prompt of the job.")] = None,
+    input_: Annotated[
+        str | None, typer.Option("--input", help="The whole input of the job, as JSON.")
+    ] = None,
     stream: Annotated[bool, typer.Option(help="Ask for a stream.")] = False,
     options: Annotated[str, typer.Option(help="The job's options, as JSON.")] = "{}",
     reload: Annotated[
-        bool, typer.Option(help="Go on with prompts from standard input and with edited code.")
+        bool, typer.Option(help="Go on with jobs from standard input and the edited handler.")
     ] = False,
 ) -> None:
     """Load the engine and run one job through the handler, without a queue."""
     from worker import tryout
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if (prompt is None) == (input_ is None):
+        raise typer.BadParameter("give either a prompt or --input")
     job_input = {
         "prompt": prompt,
         "answerType": "stream" if stream else "normal",
-        "options": _json(options),
+        "options": _json("--options", options),
     }
-    sys.exit(main(lambda: tryout.run(settings.load(os.environ), job_input, reload=reload)))
+    if input_ is not None:
+        job_input = _json("--input", input_)
+    sys.exit(main(lambda: tryout.run(configuration.load(os.environ), job_input, reload=reload)))
 
 
 def main(run: Callable[[], int]) -> int:
@@ -97,11 +104,14 @@ def main(run: Callable[[], int]) -> int:
         processes.end_descendants()
 
 
-def _json(text: str) -> object:
+def _json(option: str, text: str) -> dict[str, Any]:
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"--options is no JSON: {error}") from None
+        raise typer.BadParameter(f"{option} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{option} must be a JSON object")
+    return value
 
 
 def _log_to_stdout(formatter: logging.Formatter) -> None:

@@ -5,12 +5,15 @@ TripodError
 ├── ModelNotFound      the model is nowhere to be had; exit code 1
 ├── BadRequest         the job's input: the client mends it; the worker goes on
 ├── EngineRefusal      the engine's own answer in OpenAI's shape: likewise
+├── JobFailed          the handler yielded an error: the handler's author mends it
 ├── JobTimeout         the job ran longer than it may
 ├── ShuttingDown       the worker was told to stop before the job ended
 ├── DeliveryError      the platform does not take what a job produced
 │   ├── Refused            it says so
 │   ├── Undelivered        it was away for too long
 │   └── Lost               so the job's end never reached the client
+├── UnknownSdk         the runpod SDK is not one that the job loop knows; exit code 1
+├── SetupFailed        the handler's setup raised; exit code 1
 └── EngineError        the engine: nobody outside can mend it
     ├── EngineStartError   it did not start; exit code 1
     └── EngineDead         it died while serving; the worker is replaced; exit code 1
@@ -50,6 +53,13 @@ class EngineRefusal(TripodError):
         super().__init__(json.dumps(error))
 
 
+class JobFailed(TripodError):
+    """The handler yielded `{"error": …}`; the message is what it said, as JSON unless a text."""
+
+    def __init__(self, error: object) -> None:
+        super().__init__(error if isinstance(error, str) else json.dumps(error))
+
+
 class JobTimeout(TripodError):
     """The job ran longer than JOB_TIMEOUT seconds."""
 
@@ -72,6 +82,14 @@ class Undelivered(DeliveryError):
 
 class Lost(DeliveryError):
     """The end of a job did not reach the platform."""
+
+
+class UnknownSdk(TripodError):
+    """The installed runpod SDK differs from what the job loop was written for."""
+
+
+class SetupFailed(TripodError):
+    """The `setup` of the handler raised."""
 
 
 class EngineError(TripodError):

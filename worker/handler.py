@@ -6,8 +6,9 @@ from typing import Any
 
 from worker.engines.base import Engine
 from worker.job.chunks import Chunk, as_chunk, joined
-from worker.job.input import RouteCall, parse
+from worker.job.input import parse
 from worker.job.routes import call
+from worker.job.types import RouteCall
 
 
 async def handler(job: dict[str, Any], engine: Engine) -> AsyncGenerator[Chunk | str, None]:

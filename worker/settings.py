@@ -1,4 +1,4 @@
-"""Every variable that Tripod reads, with its type, default, unit and one line of help.
+"""Every variable that Tripod reads, with its type, default, unit and one line of help; a leaf.
 
 Runpod's own variables (RUNPOD_*) belong to its SDK and are read there.
 """
@@ -22,7 +22,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from preload import weights
 from preload.model import parse as parse_model
-from worker import engines
 from worker.errors import SettingsError
 
 Mode = Literal["serverless", "pod", "both", "api", "rpc"]
@@ -93,10 +92,15 @@ class Settings(BaseSettings):
         "mistralai/Mistral-7B-Instruct-v0.1",
         description="a hub id (`org/name`, `org/name@revision`), a local folder, a GGUF file "
         "(`/path/file.gguf`, `org/name:file.gguf`, `org/name:Q4_K_M`), or `openllm:<tag>` of "
-        "[OpenLLM's catalog](docs/openllm.md)",
+        "[OpenLLM's catalog](../how-to/openllm.md)",
     )
     concurrency_modifier: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)] = (
         Field(1, description="jobs in flight per worker; `auto`: what the KV cache holds")
+    )
+    handler: str | None = Field(
+        None,
+        description="your own [handler](../how-to/handler.md): a Python file, a folder that holds "
+        "`handler.py`, or a module; unset: worker/handler.py",
     )
     max_model_len: Annotated[int, Field(ge=1)] = Field(
         25000,
@@ -195,17 +199,6 @@ class Settings(BaseSettings):
             raise ValueError("must hold no password; ENGINE_API_KEY is for a key")
         return text.rstrip("/").removesuffix("/v1")
 
-    @field_validator("engine_args")
-    @classmethod
-    def _known_arguments(cls, args: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if not args or not {"engine", "model"} <= info.data.keys():
-            return args  # what is wrong is told of those
-        engine = engines.chosen(info.data["engine"], info.data["model"])
-        problems = engines.argument_problems(engine, args)
-        if problems:
-            raise ValueError("; ".join(problems))
-        return args
-
     @field_validator("rpc_backends")
     @classmethod
     def _only_with_llama_cpp(
@@ -238,7 +231,7 @@ ALSO_READ = {
 """worker-vllm's names. They win, since an image sets ours but never theirs."""
 
 
-def load(environment: Mapping[str, str]) -> Settings:
+def load(environment: Mapping[str, str], kind: type[Settings] = Settings) -> Settings:
     """Read the environment.
 
     Raises:
@@ -248,7 +241,7 @@ def load(environment: Mapping[str, str]) -> Settings:
     theirs = {name: field for name, field in ALSO_READ.items() if environment.get(name)}
     try:
         given: dict[str, Any] = {field: environment[name] for name, field in theirs.items()}
-        return Settings(**given)
+        return kind(**given)
     except ValidationError as error:
         names = {field: name for name, field in theirs.items()}
         raise SettingsError([_one_line(problem, names) for problem in error.errors()]) from None

@@ -1,79 +1,81 @@
-"""`python -m worker try`: one job after another through the very same handler, no queue needed."""
+"""`python -m worker try`: one job after another through the handler, no queue needed."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import logging
 import sys
 import time
-from types import ModuleType
 from typing import Any
 
-from worker import engines, handler
+from worker import startup
 from worker.engines.base import Engine
 from worker.errors import TripodError
-from worker.job import chunks, routes
-from worker.job import input as requests
+from worker.loading import Handler
+from worker.reloading import Reloading
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
-
-EDITABLE: tuple[ModuleType, ...] = (requests, chunks, routes, handler)
-"""Reloaded in this order, since each may import those before it."""
 
 
 def run(settings: Settings, job_input: dict[str, Any], *, reload: bool) -> int:
     """Load the engine and answer `job_input`.
 
-    With `reload`, go on with a prompt a line from standard input; an empty line repeats the last
-    job, and code that was edited meanwhile is used while the engine stays loaded.
+    With `reload`, go on with a prompt, or a whole input as a JSON object, a line from standard
+    input; an empty line repeats the last job, and a handler that was edited meanwhile is read anew
+    while the engine and what its `setup` made stay.
 
     Returns:
         the exit code: 0, or 1 when the (last) job failed.
+
+    Raises:
+        SettingsError: HANDLER does not load.
     """
-    return asyncio.run(_run(settings, job_input, reload=reload))
+    sys.dont_write_bytecode = True  # two edits within a second would be taken for one
+    loaded = Reloading(settings.handler)
+    return asyncio.run(_run(settings, loaded, job_input, reload=reload))
 
 
-async def _run(settings: Settings, job_input: dict[str, Any], *, reload: bool) -> int:
-    engine = await engines.start(settings)
+async def _run(
+    settings: Settings, loaded: Reloading, job_input: dict[str, Any], *, reload: bool
+) -> int:
+    engine = await startup.start(settings, loaded.handler)
     try:
-        failed = await _answer(engine, job_input)
+        loaded.remember_setup()
+        failed = await _answer(loaded.handler, engine, job_input)
         while reload:
-            print(
-                "prompt (empty: the same again, Ctrl-D: end)> ", end="", file=sys.stderr, flush=True
-            )
+            print("prompt (empty: the same again, Ctrl-D: end)> ", end="", file=sys.stderr)
+            sys.stderr.flush()
             line = await asyncio.to_thread(sys.stdin.readline)
             if not line:
                 break
-            if prompt := line.rstrip("\n"):
-                job_input = {name: value for name, value in job_input.items() if name != "messages"}
-                job_input["prompt"] = prompt
-            if _reloaded():
-                failed = await _answer(engine, job_input)
+            if asked := line.rstrip("\n"):
+                job_input = _input_of(asked, job_input)
+            if loaded.again():
+                failed = await _answer(loaded.handler, engine, job_input)
     finally:
         engine.stop()
     return int(failed)
 
 
-def _reloaded() -> bool:
-    """Read the editable modules again; code that does not even load leaves the old in place."""
-    for module in EDITABLE:
-        try:
-            importlib.reload(module)
-        except Exception:  # whatever the user's edit raises is for him to read
-            log.exception("%s does not load; mend it and try again", module.__name__)
-            return False
-    return True
+def _input_of(line: str, last: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object is the whole input; anything else is a prompt for the last one."""
+    try:
+        given = json.loads(line)
+    except ValueError:
+        given = None
+    if isinstance(given, dict):
+        return given
+    return {name: value for name, value in last.items() if name != "messages"} | {"prompt": line}
 
 
-async def _answer(engine: Engine, job_input: dict[str, Any]) -> bool:
-    """Run one job and print its chunks as they come, a JSON object a line; True when it failed."""
+async def _answer(handler: Handler, engine: Engine, job_input: dict[str, Any]) -> bool:
+    """Run one job and print its chunks as they come, a JSON text a line; True when it failed."""
     begin = time.monotonic()
     first: float | None = None
     try:
-        async for chunk in handler.handler({"id": "try", "input": job_input}, engine):
+        async for chunk in handler.answer({"id": "try", "input": job_input}, engine):
             first = first or time.monotonic() - begin
             print(json.dumps(chunk, ensure_ascii=False), flush=True)
     except TripodError as error:

@@ -23,7 +23,7 @@ from tests.support import (
     stop,
     worker_environment,
 )
-from worker.engines.spawned import free_port
+from worker.engines.servers.process import free_port
 
 KEY = "a-key-that-must-not-be-logged"
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -15,8 +15,8 @@ import yaml
 
 from tests.client_examples.support import stub
 from tests.support import ROOT
-from worker import settings
-from worker.settings import Settings
+from worker import configuration
+from worker.settings import ALSO_READ, Settings
 
 DEPLOY = ROOT / "deploy"
 NOT_OURS = {"HF_HOME"}
@@ -52,11 +52,11 @@ def container(pod: dict[str, Any]) -> dict[str, Any]:
 def load(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The worker's settings in an environment of these variables alone."""
     assert variables.keys() - NOT_OURS <= {name.upper() for name in Settings.model_fields}
-    for name in [*map(str.upper, Settings.model_fields), *settings.ALSO_READ]:
+    for name in [*map(str.upper, Settings.model_fields), *ALSO_READ]:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    return settings.load(os.environ)
+    return configuration.load(os.environ)
 
 
 def seconds(text: str) -> int:

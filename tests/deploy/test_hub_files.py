@@ -14,9 +14,9 @@ import pytest
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from tests.support import ROOT
-from worker import settings
+from worker import configuration
 from worker.job import input as requests
-from worker.settings import Settings
+from worker.settings import ALSO_READ, Settings
 
 RUNPOD = ROOT / ".runpod"
 MAKE_DOCKERFILE = (
@@ -205,12 +205,12 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The worker's settings in an environment of these variables alone."""
 
     def settings_of(variables: dict[str, str]) -> Settings:
-        for name in [*map(str.upper, Settings.model_fields), *settings.ALSO_READ]:
+        for name in [*map(str.upper, Settings.model_fields), *ALSO_READ]:
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("RUNPOD_WEBHOOK_GET_JOB", "set by Runpod")
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        return settings.load(os.environ)
+        return configuration.load(os.environ)
 
     return settings_of
 

@@ -29,7 +29,8 @@ from tests.support import (
     needs,
     worker_environment,
 )
-from worker.engines.spawned import find_program, free_port
+from worker.engines.servers.process import free_port
+from worker.processes import find_program
 
 CODE = "import os\n\ndef "
 GREEDY = {"temperature": 0, "max_tokens": 48, "ignore_eos": True}

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 
-from worker import __main__, modes, settings
+from worker import __main__, configuration, modes
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
 
     time.time = lambda: wall_clock() + offset
     signal.signal(signal.SIGUSR2, jump)
-    return __main__.main(lambda: modes.run(settings.load(os.environ), os.environ))
+    return __main__.main(lambda: modes.run(configuration.load(os.environ), os.environ))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from tests.support import (
     stop,
     worker_environment,
 )
-from worker.engines.spawned import free_port
+from worker.engines.servers.process import free_port
 
 pytestmark = [needs("llama-server"), needs("ggml-rpc-server")]
 

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from tests.support import ROOT
-from worker.settings import Settings, load
+from worker.configuration import load
+from worker.settings import Settings
 
 QUEUE = {"MODE_TO_RUN": "serverless", "RUNPOD_WEBHOOK_GET_JOB": "http://127.0.0.1:1/job-take/$ID?"}
 
@@ -171,8 +172,8 @@ def test_every_problem_is_listed_before_anything_heavy_is_imported() -> None:
         "JOB_TIMEOUT": "x",
     }
     script = (
-        "import os, sys; from worker import __main__, modes, settings;"
-        "code = __main__.main(lambda: modes.run(settings.load(os.environ), {}));"
+        "import os, sys; from worker import __main__, configuration, modes;"
+        "code = __main__.main(lambda: modes.run(configuration.load(os.environ), {}));"
         "print(code, [m for m in ('vllm', 'torch', 'runpod', 'transformers') if m in sys.modules])"
     )
     ran = subprocess.run(

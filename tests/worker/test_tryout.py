@@ -36,7 +36,7 @@ def test_the_next_job_uses_the_edited_code_and_the_loaded_engine(tmp_path: Path)
         [first] = answers(output)
         assert first["usage"]["completion_tokens"] == 8
 
-        chunks = tmp_path / "worker" / "chunks.py"
+        chunks = tmp_path / "worker" / "job" / "chunks.py"
         chunks.write_text(chunks.read_text().replace('{"text": delta.text}', '{"text": "edited"}'))
         handler = tmp_path / "worker" / "handler.py"
         good = handler.read_text()

@@ -8,10 +8,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from worker.engines.base import Delta, Engine
+from worker.engines.base import Engine
 from worker.errors import BadRequest, TripodError
-from worker.job.input import Request, describe
 from worker.job.input import parse as parse_input
+from worker.job.problems import describe
+from worker.job.types import Delta, Request
 
 NAMES = {
     "n_predict": "max_tokens",

@@ -1,4 +1,4 @@
-"""The HTTP front: OpenAI's routes, llama.cpp's /completion, /ping and /metrics.
+"""The HTTP front: OpenAI's routes, /predict, llama.cpp's /completion, /ping and /metrics.
 
 The engine's own app answers /v1/*; what stands before it is here: the key, the allow-list,
 a bound on what may wait, and the state of the engine.
@@ -10,23 +10,21 @@ import asyncio
 import hmac
 import json
 import logging
-import socket
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from worker import engines
 from worker.api import completion
-from worker.engines.asgi import App, Message, Receive, Send
+from worker.api.predict import Predict
+from worker.asgi import App, Message, Receive, Send, unless_gone
 from worker.engines.base import Engine
-from worker.errors import BadRequest, EngineError, EngineRefusal, SettingsError
+from worker.errors import BadRequest, EngineError, EngineRefusal
 from worker.job import routes
-from worker.processes import stop_signals
+from worker.loading import Handler
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -35,15 +33,7 @@ REQUESTS = Counter("tripod_requests", "HTTP requests by route and status.", ["ro
 IN_FLIGHT = Gauge("tripod_requests_in_flight", "Inference requests being answered.")
 STATE = Gauge("tripod_engine_state", "1 for the state that holds.", ["state"])
 
-OWN_ROUTES = {"/ping", "/metrics", "/completion", "/openapi.json"}
-
-DEAD_ENGINE_GRACE = 5.0
-"""Seconds that /ping still answers 503 before the process ends, so that a probe can see it."""
-
-
-def serve(settings: Settings) -> int:
-    """Serve until SIGTERM (returns 0), a failed start (1; settings: 2) or a dead engine (1)."""
-    return asyncio.run(_serve(settings))
+OWN_ROUTES = {"/ping", "/metrics", "/completion", "/predict", "/openapi.json"}
 
 
 @dataclass
@@ -51,6 +41,7 @@ class Front:
     """The ASGI app before the engine's."""
 
     settings: Settings
+    handler: Handler
     engine: Engine | None = None
     state: str = "starting"
     in_flight: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -92,6 +83,8 @@ class Front:
             answer = JSONResponse(self._description(self.engine))
         elif path == "/completion" and scope["method"] == "POST":
             answer = await self._admitted(self._completion)
+        elif path == "/predict" and scope["method"] == "POST":
+            answer = await self._admitted(self._predict)
         elif error := routes.refusal(path, scope["method"]):
             answer = JSONResponse({"error": error}, error["code"])
         elif self.engine and path == "/v1/models":
@@ -139,6 +132,10 @@ class Front:
     async def _completion(self, scope: Message, receive: Receive, send: Send) -> None:
         await self._tracked(self._llama_cpp, scope, receive, send)
 
+    async def _predict(self, scope: Message, receive: Receive, send: Send) -> None:
+        assert self.engine
+        await self._tracked(Predict(self.handler, self.engine), scope, receive, send)
+
     async def _tracked(self, app: App, scope: Message, receive: Receive, send: Send) -> None:
         task = asyncio.current_task()
         assert task
@@ -165,7 +162,9 @@ class Front:
                     completion.events(first, first_of), media_type="text/event-stream"
                 )
             else:
-                response = JSONResponse(await _unless_gone(request, asked, self.engine))
+                response = JSONResponse(
+                    await unless_gone(receive, completion.whole(asked, self.engine))
+                )
         except ClientDisconnect:
             return
         except (BadRequest, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -173,21 +172,6 @@ class Front:
         except EngineError as error:
             response = _error(500, str(error))
         await response(scope, receive, send)
-
-
-async def _unless_gone(request: Request, asked: completion.Asked, engine: Engine) -> dict[str, Any]:
-    """The whole answer, given up as soon as the client is gone."""
-    answer = asyncio.create_task(completion.whole(asked, engine))
-    gone: asyncio.Task[Message] = asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientDisconnect
-        return await answer
-    finally:
-        for task in (answer, gone):
-            task.cancel()
-        await asyncio.gather(answer, gone, return_exceptions=True)
 
 
 async def _model(name: str, engine: Engine) -> Response:
@@ -200,98 +184,3 @@ async def _model(name: str, engine: Engine) -> Response:
 def _error(code: int, message: str, *, retry_after: int | None = None) -> JSONResponse:
     headers = {"Retry-After": str(retry_after)} if retry_after else None
     return JSONResponse({"error": routes.error_object(code, message)}, code, headers)
-
-
-async def _serve(settings: Settings) -> int:
-    front = Front(settings)
-    front.enter("starting")
-    stopped = stop_signals()
-    servers = [_Server(front, listener) for listener in _listeners(settings)]
-    serving = [asyncio.create_task(server.run()) for server in servers]
-    code = await _run_engine(front, stopped)
-    for server in servers:
-        server.should_exit = True
-    await asyncio.gather(*serving)
-    if front.engine:
-        front.engine.stop()
-    return code
-
-
-async def _run_engine(front: Front, stopped: asyncio.Event) -> int:
-    """Start the engine and watch it until it dies or the process is told to stop."""
-    started = await engines.start_unless(stopped, front.settings)
-    if isinstance(started, int):
-        return started
-    front.engine = started
-    front.enter("ready")
-    stop = asyncio.create_task(stopped.wait())
-    died = asyncio.create_task(front.engine.died())
-    await asyncio.wait({died, stop}, return_when=asyncio.FIRST_COMPLETED)
-    if died.done():
-        front.enter("dead")
-        log.error("the engine died; this worker ends")
-        await asyncio.wait({stop}, timeout=DEAD_ENGINE_GRACE)
-        return 1
-    died.cancel()
-    front.enter("draining")
-    grace = front.settings.shutdown_timeout
-    log.info("told to stop; %d requests are running", len(front.in_flight))
-    if front.in_flight:
-        _, late = await asyncio.wait(
-            front.in_flight, timeout=grace - engines.delivery_reserve(grace)
-        )
-        for task in late:
-            task.cancel()
-    return 0
-
-
-class _Server(uvicorn.Server):
-    """uvicorn on one listener; signals are ours."""
-
-    def __init__(self, front: Front, listener: socket.socket) -> None:
-        super().__init__(
-            uvicorn.Config(
-                front,
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=2,
-                # Longer than clients and balancers keep one: who closes first loses no call.
-                timeout_keep_alive=75,
-            )
-        )
-        self._listener = listener
-
-    async def run(self) -> None:  # type: ignore[override]
-        await self._serve([self._listener])
-
-
-def _listeners(settings: Settings) -> list[socket.socket]:
-    """The sockets for PORT and, if it is another, PORT_HEALTH."""
-    host = settings.host
-    if settings.api_key is None and not settings.platform_auth:
-        host = "127.0.0.1"
-        log.warning(
-            "API_KEY is not set: only this machine is served; set API_KEY, or "
-            "PLATFORM_AUTH=true where the platform checks every request"
-        )
-    ports = dict.fromkeys([settings.port, settings.port_health or settings.port])
-    return [_listen(host, port) for port in ports]
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, asyncio sets TCP_NODELAY on what it accepts.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise SettingsError(
-            [f"PORT={port}: {host}:{port} can't be bound: {error.strerror}"]
-        ) from None
-    listener.listen(1024)
-    log.info("listening on http://%s:%d", host, port)
-    return listener

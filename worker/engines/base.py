@@ -1,45 +1,16 @@
 """What Tripod asks of an engine."""
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import httpx
 
-from worker.engines.asgi import App
-from worker.job.input import Request
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of the prompt and of all its answers."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What has been generated since the last delta of the same answer.
-
-    Args:
-        text: whole characters only; may be empty when only `finish_reason` is new.
-        index: which answer it belongs to, 0 ≤ index < options.n.
-        finish_reason: `stop` or `length` on the last delta of an answer, else None.
-        usage: on the very last delta of a request, else None.
-    """
-
-    text: str
-    index: int = 0
-    finish_reason: str | None = None
-    usage: Usage | None = None
+from worker.asgi import App
+from worker.job.types import Delta, Request
 
 
 class Engine(Protocol):
     """A model that is loaded once and then serves many requests on one event loop."""
-
-    max_model_len: int
-    """Tokens of prompt and answer together, fitted to the model and the KV cache."""
 
     slots: int
     """Requests of `max_model_len` tokens that the KV cache holds at once."""
@@ -47,14 +18,19 @@ class Engine(Protocol):
     batch: int
     """Requests that the engine works on at once; more than that wait."""
 
-    model_name: str
-    """The name that clients use."""
-
     client: httpx.AsyncClient
     """Calls `app`, or the server that stands behind it, by its paths such as /v1/models."""
 
     phases: dict[str, float]
     """Seconds that each phase of the start took."""
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients use."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and answer together, fitted to the model and the KV cache."""
 
     @property
     def app(self) -> App:

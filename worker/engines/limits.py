@@ -1,9 +1,9 @@
-"""How long a prompt and its answer may be, and the sentences that say so."""
+"""How long a prompt and its answer may be, what is a token id, and the sentences that say so."""
 
 from __future__ import annotations
 
 from worker.errors import BadRequest
-from worker.job.input import DEFAULT_MAX_TOKENS, Request
+from worker.job.types import DEFAULT_MAX_TOKENS, Request
 
 
 def field_of(request: Request) -> str:
@@ -41,3 +41,14 @@ def answer_tokens(
         default or DEFAULT_MAX_TOKENS, request.options.min_tokens or 0
     )
     return min(wanted, room)
+
+
+def token_bias(bias: dict[str, float]) -> dict[int, float]:
+    """`logit_bias` by token id.
+
+    Raises:
+        BadRequest: a key is no token id.
+    """
+    if wrong := next((key for key in bias if not key.isdecimal()), None):
+        raise BadRequest(f"options.logit_bias: {wrong!a} is not allowed; it must be a token id")
+    return {int(key): value for key, value in bias.items()}

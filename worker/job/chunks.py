@@ -1,9 +1,10 @@
-"""Deltas of the engine → the dicts that a job yields."""
+"""Deltas of the engine → the dicts that a job yields, and their JSON."""
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from worker.engines.base import Delta, Usage
+from worker.job.types import Delta, Usage
 
 Chunk = dict[str, Any]
 """`{"text"}`, with `index` when n > 1, `finish_reason` on the last of an answer, and `usage` on
@@ -36,6 +37,24 @@ async def joined(deltas: AsyncIterator[Delta], n: int) -> list[Chunk]:
         as_chunk(Delta("".join(texts[i]), i, reasons.get(i), usage if i == last else None), n)
         for i in range(n)
     ]
+
+
+async def text_of(deltas: AsyncIterator[Delta]) -> str:
+    """Wait for the end; the text of the first answer."""
+    return "".join([delta.text async for delta in deltas if delta.index == 0])
+
+
+def encoded(value: Any) -> bytes:
+    """JSON as UTF-8.
+
+    Raises:
+        TypeError, ValueError: JSON can't hold it.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates, which only an escape can carry
+        return json.dumps(value, allow_nan=False).encode()
 
 
 def _openai_usage(usage: Usage) -> dict[str, int]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
-from worker.engines.base import Engine
 from worker.errors import EngineRefusal
-from worker.job.input import RouteCall
+from worker.job.types import RouteCall
 
 ALLOWED = {
     "/v1/models": "GET",
@@ -22,6 +21,17 @@ ALLOWED = {
     "/v1/score": "POST",
 }
 """Inference and model listing; never an engine's routes for administration."""
+
+
+class Served(Protocol):
+    """What of an engine a route needs."""
+
+    client: httpx.AsyncClient
+    """Calls the engine's app by its paths such as /v1/models."""
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients use."""
 
 
 MODEL = "/v1/models/"
@@ -39,7 +49,7 @@ def refusal(route: str, method: str) -> dict[str, Any] | None:
     return None
 
 
-async def model(name: str, engine: Engine) -> dict[str, Any]:
+async def model(name: str, engine: Served) -> dict[str, Any]:
     """OpenAI's object of the model `name`.
 
     Raises:
@@ -60,7 +70,7 @@ def error_object(code: int, message: str) -> dict[str, Any]:
     return {"message": message, "type": kind, "param": None, "code": code}
 
 
-async def call(request: RouteCall, engine: Engine) -> AsyncGenerator[Any, None]:
+async def call(request: RouteCall, engine: Served) -> AsyncGenerator[Any, None]:
     """Send one call to the engine's own app.
 
     Yields:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 
 from worker.engines import machine
-from worker.engines.spawned import Spawned, bind_problem, find_program
+from worker.engines.servers.process import ServerProcess, bind_problem
 from worker.errors import EngineDead, EngineStartError, SettingsError
-from worker.processes import stop_signals
+from worker.processes import find_program, stop_signals
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ PROGRAMS = ("ggml-rpc-server", "rpc-server")
 """llama.cpp's RPC server, by its name and by its older one."""
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, environment: Mapping[str, str]) -> int:
     """Lend until SIGTERM; returns the exit code of the process.
 
     Raises:
@@ -41,7 +42,8 @@ async def _serve(settings: Settings) -> int:
     if problem := bind_problem(host, port):  # it would end with code 0
         raise SettingsError([f"RPC_HOST={host}, RPC_PORT={port}: can't be bound: {problem}"])
     command = [program, "--host", host, "--port", str(port), "--threads", str(machine.threads())]
-    server = Spawned("ggml-rpc-server", command, machine.LLAMA_CPP, port)
+    server = ServerProcess("ggml-rpc-server", command, machine.LLAMA_CPP, port)
+    server.start()
     ended = asyncio.create_task(server.ended.wait())
     stop = asyncio.create_task(stopped.wait())
     try:
@@ -57,7 +59,7 @@ async def _serve(settings: Settings) -> int:
     return 0
 
 
-async def _until_it_listens(server: Spawned, timeout: float) -> None:
+async def _until_it_listens(server: ServerProcess, timeout: float) -> None:
     try:
         async with asyncio.timeout(timeout):
             while not server.listens():
@@ -71,7 +73,7 @@ async def _until_it_listens(server: Spawned, timeout: float) -> None:
         ) from None
 
 
-def _report(server: Spawned, host: str, port: int) -> None:
+def _report(server: ServerProcess, host: str, port: int) -> None:
     if server.ended.is_set():
         return
     lines = list(server.lines)

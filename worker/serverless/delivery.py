@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import logging
 import random
 from collections.abc import Callable
@@ -14,7 +13,8 @@ from typing import Any
 
 import aiohttp
 
-from worker.errors import Lost, Refused, Undelivered
+from worker.errors import JobFailed, Lost, Refused, Undelivered
+from worker.job.chunks import encoded
 
 log = logging.getLogger(__name__)
 
@@ -137,9 +137,13 @@ class Outbox:
         """Deliver a chunk, in pieces if it is too large for one.
 
         Raises:
+            JobFailed: JSON can't hold it.
             Undelivered: the platform was away for too long.
         """
-        whole = encoded({"output": chunk})
+        try:
+            whole = encoded({"output": chunk})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise JobFailed(f"the handler yielded what JSON can't hold: {error}") from None
         self._keep(chunk, len(whole))
         if len(whole) <= CHUNK_LIMIT:
             await self._post(chunk, whole)
@@ -233,16 +237,3 @@ def _too_large(size: int) -> dict[str, str]:
         "error": f"this part has {size:,} bytes, and /stream passes on {CHUNK_LIMIT:,}; "
         "/status and /runsync give it whole"
     }
-
-
-def encoded(value: Any) -> bytes:
-    """JSON as UTF-8.
-
-    Raises:
-        TypeError, ValueError: JSON can't hold it.
-    """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    try:
-        return text.encode()
-    except UnicodeEncodeError:  # half of a pair of surrogates, which only an escape can carry
-        return json.dumps(value, allow_nan=False).encode()

@@ -1,4 +1,4 @@
-"""Runpod's job queue. Only this module and stock_loop.py import runpod.
+"""The job loop: takes jobs, runs them through the handler, delivers what they yield, ends them.
 
 The SDK's own loop looks for jobs ten times a second, waits up to a second for a freed slot and
 drops what the platform does not take at once; JobLoop replaces that with events and `delivery`
@@ -15,18 +15,22 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
-import runpod
 from runpod.http_client import AsyncClientSession, ClientSession, TooManyRequests
 from runpod.serverless.modules import rp_http, rp_scale
 
-from worker import engines
+from worker import startup
 from worker.engines.base import Engine
 from worker.errors import Lost, ShuttingDown
-from worker.handler import handler
-from worker.job.chunks import Chunk
-from worker.serverless import sdk as stock_loop
+from worker.loading import Handler
 from worker.serverless.delivery import Delivery, Outbox
-from worker.serverless.running import DIED, Running, error_of, failure, log_outcome, until_deadline
+from worker.serverless.running import (
+    DIED,
+    Running,
+    error_of,
+    failure,
+    log_outcome,
+    until_deadline,
+)
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -51,35 +55,15 @@ REMEMBERED = 10_000
 """Finished jobs whose ids are kept, so that none runs twice."""
 
 
-def serve(settings: Settings) -> int:
-    """Take and answer jobs until SIGTERM (returns 0) or until the engine is dead (returns 1)."""
-    if problem := stock_loop.sdk_problem():
-        log.warning(
-            "runpod %s is not what Tripod's job loop was written for: %s; the SDK's own loop "
-            "serves instead, slower and without Tripod's delivery",
-            runpod.__version__,
-            problem,
-        )
-        return stock_loop.serve(settings)
-    loops: list[JobLoop] = []
-
-    def create(config: dict[str, Any]) -> JobLoop:
-        loops.append(JobLoop(config, settings))
-        return loops[0]
-
-    rp_scale.JobScaler = create
-    runpod.serverless.start({"handler": handler, "return_aggregate_stream": True})
-    return loops[0].exit_code
-
-
 class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
     """The SDK's JobScaler, driven by events: a job starts when it is taken."""
 
-    def __init__(self, config: dict[str, Any], settings: Settings) -> None:
+    def __init__(self, config: dict[str, Any], settings: Settings, handler: Handler) -> None:
         super().__init__(config)
         self.exit_code = 0
         self.ended: Counter[str] = Counter()
         self._settings = settings
+        self._handler = handler
         self._engine: Engine
         self._delivery: Delivery
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -109,12 +93,12 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
             log.info("jobs: %s", ", ".join(f"{self.ended[kind]} {kind}" for kind in kinds))
 
     async def _start_engine(self) -> bool:
-        started = await engines.start_unless(self._shutdown_event, self._settings)
+        started = await startup.start_unless(self._shutdown_event, self._settings, self._handler)
         if isinstance(started, int):
             self.exit_code = started
             return False
         self._engine = started
-        self.current_concurrency = engines.jobs_at_once(started, self._settings)
+        self.current_concurrency = startup.jobs_at_once(started, self._settings)
         log.info("taking jobs, %d at once", self.current_concurrency)
         return True
 
@@ -149,7 +133,7 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
 
     async def _drain(self, begin: float, grace: float) -> None:
         """Let jobs end within `grace` seconds, the last of which are for delivery and clean-up."""
-        reserve = engines.delivery_reserve(grace)
+        reserve = startup.delivery_reserve(grace)
         error = ShuttingDown(
             f"the worker was told to stop, and the job did not end within {grace - reserve:g} "
             f"of its SHUTDOWN_TIMEOUT of {grace:g} seconds"
@@ -268,7 +252,9 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
         first = None
         outcome = "finished"
         try:
-            async with aclosing(until_deadline(handler(job, self._engine), running)) as chunks:
+            async with aclosing(
+                until_deadline(self._handler.answer(job, self._engine), running)
+            ) as chunks:
                 async for chunk in chunks:
                     running.last = chunk
                     begin = loop.time()
@@ -304,8 +290,8 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
             self._finished.popitem(last=False)
 
 
-def _may_wait(chunk: Chunk | str) -> bool:
+def _may_wait(chunk: Any) -> bool:
     """Whether the next chunk gains by a pause: not after the last, nor between answers."""
     if isinstance(chunk, str):
         return not chunk.endswith("[DONE]\n\n")
-    return "usage" not in chunk and chunk.get("index", 0) == 0
+    return not isinstance(chunk, dict) or ("usage" not in chunk and chunk.get("index", 0) == 0)

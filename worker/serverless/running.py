@@ -7,9 +7,10 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
+from preload.errors import first_line
 from worker.errors import JobTimeout, TripodError
-from worker.job.chunks import Chunk
 from worker.serverless.delivery import Outbox
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Running:
         )
         self.timeout: asyncio.Timeout | None = None
         self.outcome = "cancelled"
-        self.last: Chunk | str = {}
+        self.last: Any = {}
 
     def end_at(self, when: float, error: TripodError) -> None:
         """Let the job fail with `error` at `when` on the loop's clock, if that is sooner."""
@@ -43,8 +44,8 @@ class Running:
 
 
 async def until_deadline(
-    chunks: AsyncGenerator[Chunk | str, None], running: Running
-) -> AsyncGenerator[Chunk | str, None]:
+    chunks: AsyncGenerator[Any, None], running: Running
+) -> AsyncGenerator[Any, None]:
     """Pass chunks on until the job's deadline; only waiting for the engine counts as running."""
     async with aclosing(chunks):
         while True:
@@ -67,7 +68,7 @@ def failure(error: Exception, job: str) -> str:
     if isinstance(error, TripodError):
         return f"failed: {error}"
     log.error("the handler raised", exc_info=error, extra={"job": job})
-    return f"failed: the handler raised {type(error).__name__}: {error}"
+    return f"failed: the handler raised {type(error).__name__}: {first_line(error)}"
 
 
 def error_of(outcome: str) -> str | None:
@@ -77,8 +78,6 @@ def error_of(outcome: str) -> str | None:
 
 def log_outcome(job: Running, outbox: Outbox) -> None:
     """How it ended, after how long, with how many tokens."""
-    usage = job.last.get("usage") if isinstance(job.last, dict) else None
-    tokens = f", {usage['prompt_tokens']}+{usage['completion_tokens']} tokens" if usage else ""
     refused = f", {outbox.refused} chunks refused" if outbox.refused else ""
     glyph = {"finished": "✓", "cancelled": "⊘"}.get(job.outcome, "✗")
     seconds = time.monotonic() - job.begin
@@ -89,7 +88,18 @@ def log_outcome(job: Running, outbox: Outbox) -> None:
         glyph,
         job.outcome,
         seconds,
-        tokens,
+        _tokens(job.last),
         refused,
         extra={"job": job.id},
     )
+
+
+def _tokens(chunk: Any) -> str:
+    """What a job's last chunk says of its tokens; an engine's other routes name them otherwise."""
+    usage = chunk.get("usage") if isinstance(chunk, dict) else None
+    if not isinstance(usage, dict):
+        return ""
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+    answer = usage.get("completion_tokens", usage.get("output_tokens"))
+    told = [str(count) for count in (prompt, answer) if isinstance(count, int)]
+    return f", {'+'.join(told)} tokens" if told else ""

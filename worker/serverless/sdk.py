@@ -1,26 +1,12 @@
-"""Whether the installed SDK is one that JobLoop was written for, and what serves when it is not."""
+"""Whether the installed SDK is one that JobLoop was written for."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
-import runpod
 from runpod.serverless import worker as rp_worker
 from runpod.serverless.modules import rp_http, rp_scale
-
-from preload.weights import WeightsError
-from worker import engines
-from worker.errors import TripodError
-from worker.handler import handler
-from worker.serverless.running import DIED, Running, error_of, failure, until_deadline
-from worker.settings import Settings
-
-log = logging.getLogger(__name__)
 
 SDK_SHAPE: dict[tuple[Any, str], tuple[str, ...]] = {
     (rp_scale, "JobScaler"): ("config",),
@@ -59,7 +45,7 @@ def sdk_problem() -> str | None:
             return f"{owner.__name__}.{name} is missing"
         if (parameters := tuple(inspect.signature(found).parameters)) != wanted:
             return f"{owner.__name__}.{name} takes {parameters}, not {wanted}"
-    scaler = rp_scale.JobScaler({"handler": handler})
+    scaler = rp_scale.JobScaler({"handler": None})
     for name in SDK_ATTRIBUTES:
         if not hasattr(scaler, name):
             return f"a JobScaler has no {name}"
@@ -69,41 +55,3 @@ def sdk_problem() -> str | None:
     if getattr(rp_worker, "rp_scale", None) is not rp_scale:
         return f"{rp_worker.__name__} does not take its JobScaler from {rp_scale.__name__}"
     return None
-
-
-def serve(settings: Settings) -> int:
-    """The same handler under the SDK's own JobScaler; the engine is warmed by the first job."""
-    try:
-        engine = engines.load(settings)
-    except (TripodError, WeightsError) as error:
-        return engines.failed_start(error)
-    slots = engines.jobs_at_once(engine, settings)
-    warming: list[asyncio.Task[None]] = []
-    config: dict[str, Any] = {}
-
-    async def answer(job: dict[str, Any]) -> AsyncGenerator[Any, None]:
-        if not warming:
-            warming.append(asyncio.create_task(engine.warm_up()))
-        running = Running(job["id"], settings.job_timeout)
-        error = None
-        try:
-            await asyncio.shield(warming[0])
-            async with aclosing(until_deadline(handler(job, engine), running)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-        except Exception as raised:  # noqa: BLE001 - a bug in the handler must not end the worker
-            error = error_of(failure(raised, running.id))
-        if engine.is_dead():
-            config["refresh_worker"] = True
-            error = DIED
-        if error:
-            yield {"error": error}
-
-    config |= {
-        "handler": answer,
-        "return_aggregate_stream": True,
-        "concurrency_modifier": lambda _: slots,
-    }
-    runpod.serverless.start(config)
-    engine.stop()
-    return int("refresh_worker" in config)

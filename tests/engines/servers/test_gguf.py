@@ -19,7 +19,8 @@ from tests.support import (
     stop,
     worker_environment,
 )
-from worker.engines.spawned import find_program, free_port
+from worker.engines.servers.process import free_port
+from worker.processes import find_program
 
 TINY = ROOT / "models" / "tiny"
 PROMPTS = [

@@ -24,8 +24,8 @@ from tests.support import (
     stop,
     worker_environment,
 )
-from worker.engines.servers.presets import PRESETS
-from worker.engines.spawned import find_program
+from worker.engines.servers import SERVERS
+from worker.processes import find_program
 from worker.settings import Settings
 
 
@@ -113,7 +113,7 @@ def serving(bento: Path, **variables: str) -> dict[str, str]:
 
 def test_a_bento_is_named_by_its_tag_and_takes_no_arguments() -> None:
     settings = Settings(engine="openllm", model="openllm:mine:1")
-    command = PRESETS["openllm"](settings, None).command("openllm", 4000)
+    command = SERVERS["openllm"](settings, None).command("openllm", 4000)
     assert command == ["openllm", "serve", "mine:1", "--port", "4000"]
     with pytest.raises(ValidationError, match="a bento has the arguments it was built with"):
         Settings(engine="openllm", model="openllm:mine:1", engine_args={"slots": 2})

@@ -33,14 +33,13 @@ from tests.support import (
     stop,
     worker_environment,
 )
-from worker import engines
-from worker.engines.servers import engine as server
-from worker.engines.servers import presets
+from worker import engines, startup
+from worker.engines.servers import llama_cpp, server
 from worker.engines.servers.engine import ServerEngine
-from worker.engines.spawned import free_port, is_taken
+from worker.engines.servers.process import free_port, is_taken
 from worker.errors import BadRequest, EngineDead, EngineRefusal, EngineStartError
 from worker.job import routes
-from worker.job.input import Options, Request, RouteCall
+from worker.job.types import Options, Request, RouteCall
 from worker.settings import Settings
 
 Children = Callable[[], list[psutil.Process]]
@@ -65,7 +64,7 @@ def settings(**fields: Any) -> Settings:
 
 @asynccontextmanager
 async def engine(**fields: Any) -> AsyncIterator[ServerEngine]:
-    started = await engines.start(settings(**fields))
+    started = await startup.start(settings(**fields))
     assert isinstance(started, ServerEngine)
     try:
         yield started
@@ -96,7 +95,7 @@ async def test_fifty_starts_leave_no_process_no_port_and_no_file(
     ports = set()
     for _ in range(50):
         async with engine() as running:
-            ports.add(running.http.base_url.port)
+            ports.add(running.server.http.base_url.port)
             assert await text_of(running, PROMPT)
             assert len(children()) == 1
     assert children() == []
@@ -128,13 +127,13 @@ def test_a_start_that_fails_tells_the_servers_last_lines(tmp_path: Path) -> None
 async def test_what_is_no_gguf_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"no such thing")
     with pytest.raises(EngineStartError, match="the file is no whole GGUF model"):
-        await engines.start(settings(model=str(tmp_path / "x.gguf")))
+        await startup.start(settings(model=str(tmp_path / "x.gguf")))
 
 
 async def test_a_program_that_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "find_program", lambda name: None)
     with pytest.raises(EngineStartError, match="the program llama-server is not on PATH"):
-        await engines.start(settings())
+        await startup.start(settings())
 
 
 @needs("llama-server")
@@ -157,7 +156,7 @@ async def test_a_port_that_somebody_takes_is_given_up(
         offered = iter([port, free_port(), free_port()])
         monkeypatch.setattr(server, "free_port", lambda: next(offered))
         async with engine() as running:
-            assert running.http.base_url.port != port
+            assert running.server.http.base_url.port != port
             assert await text_of(running, PROMPT)
 
 
@@ -249,7 +248,7 @@ async def test_the_context_is_fitted_and_told(caplog: pytest.LogCaptureFixture) 
             await text_of(running, Request("word " * 400, None, True, Options()))
     async with engine() as running:
         assert running.max_model_len == 2048
-        assert 1 <= running.slots <= presets.MOST_SLOTS
+        assert 1 <= running.slots <= llama_cpp.MOST_SLOTS
 
 
 @needs("llama-server")
@@ -302,7 +301,7 @@ async def test_no_secret_reaches_the_server_or_the_process_list(
         assert "a-key-of-the-clients" not in process.environ().values()
         key = process.environ()["LLAMA_API_KEY"]
         assert key not in " ".join(process.cmdline())
-        async with httpx.AsyncClient(base_url=running.http.base_url) as stranger:
+        async with httpx.AsyncClient(base_url=running.server.http.base_url) as stranger:
             refused = await stranger.post("/v1/completions", json={"prompt": "x"})
         assert refused.status_code == 401
 
@@ -316,13 +315,13 @@ async def test_a_remote_server_behind_a_key(monkeypatch: pytest.MonkeyPatch) -> 
             assert await text_of(running, PROMPT)
             assert running.model_name == str(GGUF), "the server's own name"
         with pytest.raises(EngineStartError, match="ENGINE_API_KEY is wrong or missing"):
-            await engines.start(settings(**remote, engine_api_key="wrong"))
+            await startup.start(settings(**remote, engine_api_key="wrong"))
 
 
 async def test_a_remote_server_that_is_not_there_is_waited_for() -> None:
     remote = {"engine": "remote", "engine_url": f"http://127.0.0.1:{free_port()}"}
     with pytest.raises(EngineStartError, match="not ready after STARTUP_TIMEOUT=1 seconds"):
-        await engines.start(settings(**remote, startup_timeout=1))
+        await startup.start(settings(**remote, startup_timeout=1))
 
 
 @needs("llama-server")
@@ -369,8 +368,8 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def told(running: ServerEngine) -> list[str]:
     """The command line that the fake server got."""
-    assert running._child
-    line = next(line for line in running._child.lines if line.startswith("arguments: "))
+    assert running.server.process
+    line = next(line for line in running.server.process.lines if line.startswith("arguments: "))
     return json.loads(line.removeprefix("arguments: "))
 
 
@@ -385,7 +384,7 @@ async def test_mlc_as_its_documentation_has_it(fakes: Path) -> None:
     args = {"tensor_parallel_shards": 2, "speculative_mode": "eagle"}
     fields = {"engine": "mlc", "model": str(fakes), "engine_args": args, "mode_to_run": "pod"}
     async with engine(**fields, concurrency_modifier=4, served_model_name="m") as running:
-        port = running.http.base_url.port
+        port = running.server.http.base_url.port
         overrides = "context_window_size=4096;max_num_sequence=4;tensor_parallel_shards=2"
         assert told(running) == [
             *("serve", str(fakes), "--model-lib", str(fakes / "lib.so"), "--mode", "server"),
@@ -416,7 +415,7 @@ async def test_a_start_has_a_deadline_and_leaves_nothing(
 ) -> None:
     monkeypatch.setenv("LOADING", "3600")
     with pytest.raises(EngineStartError, match="not ready after STARTUP_TIMEOUT=2 seconds"):
-        await engines.start(settings(engine="tabby", model=str(fakes), startup_timeout=2))
+        await startup.start(settings(engine="tabby", model=str(fakes), startup_timeout=2))
     assert children() == []
     [told] = [record.message for record in caplog.records if "was not ready" in record.message]
     assert told.startswith("tabby was not ready; its last lines:\n    arguments: ")
@@ -436,7 +435,7 @@ async def test_told_to_stop_during_the_start(
     monkeypatch.setenv("LOADING", "3600")
     stopped = asyncio.Event()
     fields = settings(engine="tabby", model=str(fakes))
-    starting = asyncio.create_task(engines.start_unless(stopped, fields))
+    starting = asyncio.create_task(startup.start_unless(stopped, fields))
     await soon(children, 20, "the server's process")
     stopped.set()
     assert await asyncio.wait_for(starting, 5) == 0
@@ -454,7 +453,7 @@ async def test_tabby_as_its_documentation_has_it(
         fields = {"engine": "tabby", "model": str(fakes), "max_model_len": 1000}
         fields |= {"concurrency_modifier": 2, "mode_to_run": "pod"}
         async with engine(**fields, engine_args={"cache_mode": "Q4"}) as running:
-            port = running.http.base_url.port
+            port = running.server.http.base_url.port
             assert port != taken.getsockname()[1], "TabbyAPI took the next port without a word"
             assert told(running) == [
                 *("--host", "127.0.0.1", "--port", str(port)),

@@ -10,11 +10,10 @@ from typing import Any
 import httpx
 from httpx_sse import EventSource
 
-from worker.engines.base import Delta, Usage
 from worker.engines.limits import field_of, too_long
 from worker.errors import BadRequest, EngineError
 from worker.job import routes
-from worker.job.input import Request
+from worker.job.types import Delta, Request, Usage
 
 WRONG_KEY = "the server refuses us: ENGINE_API_KEY is wrong or missing"
 

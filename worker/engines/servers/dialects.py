@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from worker.engines.limits import token_bias
 from worker.errors import BadRequest
 from worker.job import routes
-from worker.job.input import Options, Request
+from worker.job.types import Options, Request
 
 OPENAI_NAMES = {
     name: name
@@ -108,9 +109,7 @@ def fields(request: Request, dialect: Dialect, engine: str) -> dict[str, Any]:
     if unknown := next((name for name in given if name not in dialect.names), None):
         known = ", ".join(sorted([*dialect.names, "max_tokens", "n"]))
         raise BadRequest(f"options.{unknown}: the engine {engine} does not know it; it has {known}")
-    bias = options.logit_bias or {}
-    if wrong := next((key for key in bias if not key.isdecimal()), None):
-        raise BadRequest(f"options.logit_bias: {wrong!a} is not allowed; it must be a token id")
+    token_bias(options.logit_bias or {})
     if (wanted := given.pop("response_format", None)) and wanted["type"] != "text":
         if dialect.names["response_format"] == "json_schema":
             wanted = wanted.get("json_schema", {}).get("schema") or {"type": "object"}

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, suppress
+from typing import Any, Protocol
 
 import httpx
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
-from worker.engines.asgi import Message, Receive, Send
+from worker.asgi import Message, Receive, Send, unless_gone
+from worker.engines.servers.server import Server
 from worker.errors import EngineError
 from worker.job import routes
 
-if TYPE_CHECKING:
-    from worker.engines.servers.engine import ServerEngine
+
+class Watched(Protocol):
+    """A server whose requests are watched."""
+
+    server: Server
+
+    def running(self, *, shows_tokens: bool) -> AbstractContextManager[None]:
+        """Around one request."""
+
+    def progressed(self) -> None:
+        """A token has come."""
+
+    async def cause(self, error: httpx.HTTPError) -> EngineError:
+        """What a broken connection means."""
 
 
 class Proxy:
     """Pass a request on, without what the server must not see, and its answer back."""
 
-    def __init__(self, engine: ServerEngine) -> None:
+    def __init__(self, engine: Watched) -> None:
         self._engine = engine
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -37,50 +50,42 @@ class Proxy:
         if isinstance(body, JSONResponse):
             await body(scope, receive, send)
             return
-        passing = asyncio.create_task(self._pass_on(path, body, scope, receive, send))
-        gone = asyncio.ensure_future(receive())  # what comes after the body is the hang-up
-        try:
-            await asyncio.wait({passing, gone}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (passing, gone):
-                task.cancel()
-            await asyncio.gather(passing, gone, return_exceptions=True)
-        if not passing.cancelled():
-            passing.result()
+        with suppress(ClientDisconnect):
+            await unless_gone(receive, self._pass_on(path, body, scope, receive, send))
 
     def _models(self) -> dict[str, Any]:
         """The models by the names that clients use."""
-        engine = self._engine
+        server = self._engine.server
         entries = [
             {
                 "id": name,
                 "object": "model",
                 "created": entry.get("created", 0),
-                "owned_by": entry.get("owned_by", engine.name),
-                "max_model_len": engine.max_model_len,
+                "owned_by": entry.get("owned_by", server.name),
+                "max_model_len": server.max_model_len,
             }
-            for name, entry in engine.models.items()
+            for name, entry in server.models.items()
         ]
         return {"object": "list", "data": entries}
 
     def _body(self, path: str, raw: bytes) -> dict[str, Any] | JSONResponse:
         """What the server shall get, or the refusal of it."""
-        engine = self._engine
-        if path not in engine.dialect.routes:
-            known = ", ".join(sorted(engine.dialect.routes))
-            return _error(404, f"the engine {engine.name} has no route {path}; it has {known}")
+        server = self._engine.server
+        if path not in server.dialect.routes:
+            known = ", ".join(sorted(server.dialect.routes))
+            return _error(404, f"the engine {server.name} has no route {path}; it has {known}")
         try:
             body = json.loads(raw)
         except (ValueError, RecursionError) as error:
             return _error(400, f"the body is no JSON: {error}")
         if not isinstance(body, dict):
             return _error(400, "the body must be a JSON object")
-        name = body.get("model") or engine.model_name
-        if not isinstance(name, str) or name not in engine.models:
-            known = ", ".join(engine.models)
+        name = body.get("model") or server.model_name
+        if not isinstance(name, str) or name not in server.models:
+            known = ", ".join(server.models)
             return _error(404, f"model {name!a} is not served; there is {known}")
-        kept = {key: value for key, value in body.items() if key not in engine.dialect.strip}
-        return kept | {"model": engine.models[name]["id"]}
+        kept = {key: value for key, value in body.items() if key not in server.dialect.strip}
+        return kept | {"model": server.models[name]["id"]}
 
     async def _pass_on(
         self, path: str, body: dict[str, Any], scope: Message, receive: Receive, send: Send
@@ -90,7 +95,7 @@ class Proxy:
         problem: EngineError
         try:
             with engine.running(shows_tokens=bool(body.get("stream"))):
-                async with engine.http.stream("POST", path, json=body) as response:
+                async with engine.server.http.stream("POST", path, json=body) as response:
                     if response.status_code >= 400:
                         await response.aread()
                         error = routes.error_of(response)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from preload.entry import Entry
 from worker.engines.options import underscored
-from worker.engines.vllm.engine import OURS, argument_names
-
-if TYPE_CHECKING:
-    from preload.catalog import Entry
-    from worker.settings import Settings
+from worker.engines.vllm.arguments import OWN_VARIABLES, argument_names
+from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-NOT_TAKEN = {*OURS, "disable_log_stats"}
+NOT_TAKEN = {*OWN_VARIABLES, "disable_log_stats"}
 """Options that Tripod sets itself; of these only `max_model_len` is taken, as below."""
 
 

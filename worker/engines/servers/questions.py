@@ -1,0 +1,60 @@
+"""A request → what the server is asked: its names of the options, its count of the tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from worker.engines.limits import answer_tokens
+from worker.engines.servers.answers import WRONG_KEY
+from worker.engines.servers.dialects import fields
+from worker.engines.servers.server import Server
+from worker.errors import BadRequest, EngineError
+from worker.job import routes
+from worker.job.types import DEFAULT_MAX_TOKENS, Request
+
+
+async def body(request: Request, server: Server) -> dict[str, Any]:
+    """What /v1/completions or /v1/chat/completions of `server` is asked, as a stream.
+
+    Raises:
+        BadRequest: the server does not know an option, or the prompt is too long for it.
+        EngineError: it refuses us.
+        httpx.HTTPError: the connection broke.
+    """
+    asked = fields(request, server.dialect, server.name)
+    tokens = await _count(request, server)
+    if tokens is None:
+        asked["max_tokens"] = request.max_tokens or DEFAULT_MAX_TOKENS
+    else:
+        asked["max_tokens"] = answer_tokens(request, tokens, server.max_model_len)
+    asked |= {"stream": True, "stream_options": {"include_usage": True}}
+    asked["model"] = server.models[server.model_name]["id"]
+    if request.prompt is not None:
+        return asked | {"prompt": request.prompt}
+    return asked | {"messages": request.messages} | dict(server.dialect.added or {})
+
+
+async def _count(request: Request, server: Server) -> int | None:
+    """The prompt's tokens, or None where the server can't count them."""
+    text = request.prompt
+    if server.dialect.counts == "llama.cpp":
+        if text is None:
+            rendered = await _asked(server, "/apply-template", {"messages": request.messages})
+            text = rendered["prompt"]
+        content = {"content": text, "add_special": True, "parse_special": True}
+        return len((await _asked(server, "/tokenize", content))["tokens"])
+    if server.dialect.counts == "vllm":
+        content = {"model": server.models[server.model_name]["id"]}
+        content |= {"messages": request.messages} if text is None else {"prompt": text}
+        return int((await _asked(server, "/tokenize", content))["count"])
+    return None
+
+
+async def _asked(server: Server, path: str, content: dict[str, Any]) -> Any:
+    response = await server.http.post(path, json=content)
+    if response.status_code in {401, 403}:
+        raise EngineError(WRONG_KEY)
+    if response.status_code != 200:
+        message = routes.error_of(response)["message"]
+        raise BadRequest(f"{'messages' if 'messages' in content else 'prompt'}: {message}")
+    return response.json()

@@ -1,0 +1,88 @@
+"""ENGINE_ARGS as vLLM's own parser takes them: names without importing it, values with it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from argparse import Namespace
+from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from worker.engines.options import dashed, problems, underscored
+from worker.errors import SettingsError
+from worker.settings import Settings
+
+OWN_VARIABLES: Mapping[str, str] = {
+    "model": "MODEL",
+    "revision": "MODEL=org/name@revision",
+    "max_model_len": "MAX_MODEL_LEN",
+    "hf_token": "HF_TOKEN",
+    "served_model_name": "SERVED_MODEL_NAME",
+    "host": "HOST",
+    "port": "PORT",
+    "api_key": "API_KEY",
+}
+"""Options of vLLM that have a variable of their own."""
+
+ARGUMENT_CLASSES = {"EngineArgs", "AsyncEngineArgs", "BaseFrontendArgs", "FrontendArgs"}
+"""What in vLLM's source names its options."""
+
+
+@cache
+def argument_names() -> frozenset[str]:
+    """vLLM's own option names, read from its source without importing it."""
+    spec = find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("vllm")
+    package = Path(spec.submodule_search_locations[0])
+    sources = [package / "engine/arg_utils.py", package / "entrypoints/launchers/cli_args.py"]
+    return frozenset(
+        field.target.id
+        for source in sources
+        for node in ast.parse(source.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name in ARGUMENT_CLASSES
+        for field in node.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    )
+
+
+def argument_problems(args: dict[str, Any]) -> list[str]:
+    """One line for each name in ENGINE_ARGS that vLLM does not know or Tripod sets itself."""
+    try:
+        known = argument_names() if args else frozenset[str]()
+    except ModuleNotFoundError:
+        return ["vLLM is not installed here"]
+    return problems(map(underscored, args), known, OWN_VARIABLES, "vLLM")
+
+
+def parsed(settings: Settings) -> Namespace:
+    """ENGINE_ARGS through the parser of `vllm serve`, which checks the values.
+
+    Raises:
+        SettingsError: its sentence about a value.
+    """
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    class Parser(FlexibleArgumentParser):  # type: ignore[misc]
+        def error(self, message: str) -> Any:
+            sentence = re.sub(r" \[type=.*", "", " ".join(message.split()))
+            raise SettingsError([f"ENGINE_ARGS: {sentence}"])
+
+    arguments = ["--served-model-name", settings.served_model_name or settings.model]
+    if settings.mode_to_run != "api":
+        arguments.append("--disable-log-stats")  # only /metrics reads them
+    for name, value in settings.engine_args.items():
+        option = "--" + dashed(name)
+        if isinstance(value, bool):
+            arguments.append(option if value else option.replace("--", "--no-", 1))
+        elif isinstance(value, list):
+            arguments += [option, *map(str, value)]
+        elif value is not None:
+            arguments += [option, json.dumps(value) if isinstance(value, dict) else str(value)]
+    namespace: Namespace = make_arg_parser(Parser()).parse_args(arguments)
+    return namespace

@@ -1,0 +1,85 @@
+"""What vLLM is told: its environment, and its configuration fitted to the model and the machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from worker.engines.options import underscored
+from worker.errors import EngineStartError
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+SHARED_MEMORY = 160 << 20
+"""Bytes of /dev/shm that vLLM's processes ask for."""
+
+CPU_KV_CACHE = 4 << 30
+"""Bytes of KV cache on a CPU at most, unless the user says otherwise."""
+
+
+def configuration(args: Namespace, settings: Settings, model_name: str) -> VllmConfig:
+    """vLLM's configuration, with the length fitted to the model and left open downwards.
+
+    Args:
+        args: ENGINE_ARGS as vLLM's parser took them, with the folder of the weights as `model`.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+    from vllm.usage.usage_lib import UsageContext
+
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    engine_args.served_model_name = [model_name]
+    if current_platform.is_cpu():
+        _cpu_defaults(engine_args, settings.engine_args)
+    own_limit = engine_args.create_model_config().max_model_len
+    engine_args.max_model_len = min(settings.max_model_len, own_limit)
+    config = engine_args.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    # -1 lets vLLM fit max_model_len down to the KV cache instead of refusing to start.
+    config.model_config.original_max_model_len = -1
+    return config
+
+
+def set_environment() -> None:
+    """Defaults that vLLM reads from the environment; what the user has set stays."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # vLLM sets up its own logging late; until then runpod's handler would show its lines.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if len(os.sched_getaffinity(0)) > 1:
+        # Only read on CPUs: OpenMP threads on every core would starve this process.
+        os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "1")
+
+
+def check_shared_memory() -> None:
+    """Refuse to start where vLLM's processes could not talk to each other.
+
+    Raises:
+        EngineStartError: /dev/shm is too small.
+    """
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except FileNotFoundError:
+        return
+    if free < SHARED_MEMORY:
+        raise EngineStartError(
+            f"/dev/shm has {free >> 20} MiB free, but vLLM needs {SHARED_MEMORY >> 20} MiB; "
+            "start the container with --shm-size 1g"
+        )
+
+
+def _cpu_defaults(args: AsyncEngineArgs, given: dict[str, Any]) -> None:
+    """On a CPU: start without compiling, and leave memory to the rest of the machine."""
+    names = set(map(underscored, given))
+    if "enforce_eager" not in names:
+        args.enforce_eager = True
+    sized = names & {"kv_cache_memory_bytes", "gpu_memory_utilization"}
+    if not sized and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        args.kv_cache_memory_bytes = min(CPU_KV_CACHE, psutil.virtual_memory().available // 8)
