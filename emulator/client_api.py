@@ -11,7 +11,8 @@ from starlette.routing import Route
 
 from emulator.endpoint import Endpoint
 from emulator.jobs import Job, Policy, Status
-from emulator.web import ENDPOINT_ID, MB, Handler, load, read_body, refuse, reply, unless_hung_up
+from emulator.web import ENDPOINT_ID, MB, Handler, load, read_body, refuse, reply
+from worker.asgi import unless_gone
 
 SHUTTING_DOWN = "the emulator is shutting down"
 RUN_BYTES, RUNSYNC_BYTES = 10 * MB, 20 * MB
@@ -53,7 +54,9 @@ class ClientApi:
         )
         body = await read_body(request, RUNSYNC_BYTES, "the /runsync body")
         job = self._submit(body, sync=True)
-        await unless_hung_up(request, self.endpoint.wait(job, lambda job: job.final, wait / 1000))
+        await unless_gone(
+            request.receive, self.endpoint.wait(job, lambda job: job.final, wait / 1000)
+        )
         return reply(job.as_dict())
 
     async def status(self, request: Request) -> Response:
@@ -66,7 +69,7 @@ class ClientApi:
             return bool(job.chunks) or job.final
 
         await request.body()
-        await unless_hung_up(request, self.endpoint.wait(job, has_news, self.stream_poll))
+        await unless_gone(request.receive, self.endpoint.wait(job, has_news, self.stream_poll))
         chunks = b",".join(self.endpoint.take_chunks(job))
         body = b'{"status":"%s","stream":[%s]}' % (job.status.encode(), chunks)
         return Response(body, media_type="application/json")

@@ -22,7 +22,8 @@ from starlette.types import Receive, Scope, Send
 from emulator.client_api import RUNSYNC_BYTES, SHUTTING_DOWN, ClientApi
 from emulator.endpoint import Endpoint
 from emulator.jobs import EndpointError, Job, Status
-from emulator.web import ENDPOINT_ID, dump, explain, load, read_body, refuse, reply, unless_hung_up
+from emulator.web import ENDPOINT_ID, dump, explain, load, read_body, refuse, reply
+from worker.asgi import unless_gone
 
 ALL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 """All are routed here, so that a refusal has OpenAI's body too."""
@@ -56,7 +57,7 @@ class OpenAiApi:
             return Failure.saying(*explain(request, error)).reply()
         try:
             answer = self._stream if ask and ask.get("stream") else self._whole
-            response = await unless_hung_up(request, answer(job))
+            response = await unless_gone(request.receive, answer(job))
         except BaseException:
             self.endpoint.cancel(job)
             raise

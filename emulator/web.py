@@ -1,12 +1,11 @@
 """What the HTTP faces share: JSON bodies and replies, errors, clients that hang up."""
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from emulator.jobs import Conflict, EndpointError, QueueFull, UnknownJob, UnknownWorker
@@ -74,33 +73,6 @@ async def read_body(request: Request, limit: int, name: str) -> bytes:
     if size > limit:
         refuse(413, f"{name} is larger than {limit // MB} MB, the most that is allowed")
     return b"".join(chunks)
-
-
-async def unless_hung_up(
-    request: Request, work: Coroutine[Any, Any, T], undo: Callable[[T], object] | None = None
-) -> T:
-    """Await the work of a long poll, but cancel it when the client hangs up.
-
-    `undo` gets the result of work that ended just as the client left. Raises ClientDisconnect.
-    """
-    task = asyncio.ensure_future(work)
-    hung_up = asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait((task, hung_up), return_when=asyncio.FIRST_COMPLETED)
-        if hung_up.done():
-            if task.done() and undo:
-                undo(task.result())
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        for future in (task, hung_up):
-            future.cancel()
-        await asyncio.gather(task, hung_up, return_exceptions=True)
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def explain(request: Request, error: Exception) -> tuple[int, str]:

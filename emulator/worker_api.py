@@ -9,7 +9,8 @@ from starlette.routing import Route
 
 from emulator.endpoint import Endpoint
 from emulator.jobs import Job
-from emulator.web import DRAINED, ENDPOINT_ID, MB, load, read_body, refuse, reply, unless_hung_up
+from emulator.web import DRAINED, ENDPOINT_ID, MB, load, read_body, refuse, reply
+from worker.asgi import unless_gone
 
 CHUNK_BYTES, RESULT_BYTES = MB, 20 * MB
 POLL = 60.0
@@ -54,7 +55,9 @@ class WorkerApi:
     async def job_stop(self, request: Request) -> Response:
         worker_id = request.path_params["worker_id"]
         worker = self.endpoint.worker(worker_id)
-        await unless_hung_up(request, worker.wait_for_stop_requests(self._poll_time(worker_id)))
+        await unless_gone(
+            request.receive, worker.wait_for_stop_requests(self._poll_time(worker_id))
+        )
         if jobs := self.endpoint.worker(worker_id).take_stop_requests():
             return reply({"jobsToStop": jobs})
         return Response(status_code=204)
@@ -108,7 +111,7 @@ class WorkerApi:
     async def _take(self, request: Request, limit: int) -> list[Job]:
         worker_id = request.path_params["worker_id"]
         jobs = self.endpoint.take(worker_id, limit, self._poll_time(worker_id))
-        return await unless_hung_up(request, jobs, self.endpoint.give_back)
+        return await unless_gone(request.receive, jobs, self.endpoint.give_back)
 
     def _poll_time(self, worker_id: str) -> float:
         worker = self.endpoint.workers.get(worker_id)

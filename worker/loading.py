@@ -99,6 +99,28 @@ def load(name: str | None) -> Handler:
         raise SettingsError([f"HANDLER={name}: {problem}"]) from None
 
 
+def modules_of(handler: Handler) -> dict[str, ModuleType]:
+    """The handler's module and what stands beside it, but for installed packages and ours."""
+    assert handler.module.__file__
+    folder = Path(handler.module.__file__).parent
+    found = {}
+    for name, module in sys.modules.items():
+        path = Path(getattr(module, "__file__", None) or "")
+        installed = {"site-packages", "dist-packages"} & set(path.parts)
+        ours = name.partition(".")[0] in {"worker", "preload", "__main__"}
+        if folder in path.parents and not installed and not ours:
+            found[name] = module
+    return found
+
+
+def unload(handler: Handler) -> dict[str, ModuleType]:
+    """Forget them, so that `load` reads them anew; returns what was forgotten."""
+    forgotten = modules_of(handler)
+    for name in forgotten:
+        del sys.modules[name]
+    return forgotten
+
+
 class _Unfit(Exception):
     """Why it can't be a handler."""
 

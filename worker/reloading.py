@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -45,15 +43,11 @@ class Reloading:
         """Read it again; code that does not even load leaves the old in place and is told."""
         if self._name is None:
             return self._ours_again()
-        importlib.invalidate_caches()
-        old = dict(self._modules())
-        for name in old:
-            del sys.modules[name]
+        old = loading.unload(self.handler)
         try:
             self.handler = loading.load(self._name)
         except SettingsError as error:
-            for name, _ in list(self._modules()):
-                del sys.modules[name]
+            loading.unload(self.handler)
             sys.modules.update(old)
             log.error("%s; mend it and try again", error)
             return False
@@ -72,25 +66,13 @@ class Reloading:
         self.handler = loading.load(None)
         return True
 
-    def _modules(self) -> Iterator[tuple[str, ModuleType]]:
-        """The handler's module and what stands beside it, but for installed packages and ours."""
-        file = self.handler.module.__file__
-        assert file
-        folder = Path(file).parent
-        for name, module in list(sys.modules.items()):
-            path = Path(getattr(module, "__file__", None) or "")
-            installed = {"site-packages", "dist-packages"} & set(path.parts)
-            ours = name.partition(".")[0] in {"worker", "preload", "__main__"}
-            if folder in path.parents and not installed and not ours:
-                yield name, module
-
     def _state(self) -> dict[str, dict[str, tuple[_Same, object]]]:
         """Module → name → what it holds, and what that holds."""
         if self._name is None:
             return {}
         return {
             name: {key: (_Same(value), _inside(value)) for key, value in vars(module).items()}
-            for name, module in self._modules()
+            for name, module in loading.modules_of(self.handler).items()
         }
 
 

@@ -60,8 +60,11 @@ def run(handler: str | Path, job_input: object, engine: FakeEngine) -> list[Any]
 
     async def answer() -> list[Any]:
         loaded = loading.load(str(handler))
-        await loaded.set_up(cast(Engine, engine))
-        job = {"id": "test", "input": job_input}
-        return [chunk async for chunk in loaded.answer(job, cast(Engine, engine))]
+        try:
+            await loaded.set_up(cast(Engine, engine))
+            job = {"id": "test", "input": job_input}
+            return [chunk async for chunk in loaded.answer(job, cast(Engine, engine))]
+        finally:
+            loading.unload(loaded)  # many a handler's file has the same name
 
     return asyncio.run(answer())
