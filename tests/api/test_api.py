@@ -25,6 +25,8 @@ from tests.support import (
 )
 from worker.engines.servers.process import free_port
 
+pytestmark = pytest.mark.engine
+
 KEY = "a-key-that-must-not-be-logged"
 HELLO = [{"role": "user", "content": "Hello"}]
 ARGS = json.dumps(

@@ -11,6 +11,8 @@ import pytest
 from tests.api.test_api import KEY, Served, api
 from tests.support import START, eventually
 
+pytestmark = pytest.mark.engine
+
 SHORT = json.dumps(
     {
         "kv_cache_memory_bytes": 256 << 20,

@@ -5,6 +5,8 @@ import pytest
 from tests.client_examples.support import run
 from tests.support import Endpoint
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.mark.parametrize("arguments", [[], ["--stream"]])
 def test_a_chat(arguments: list[str], local: Endpoint) -> None:

@@ -7,6 +7,8 @@ import pytest
 from tests.client_examples.support import run
 from tests.support import Endpoint
 
+pytestmark = pytest.mark.engine
+
 GREEDY = ["-o", "temperature=0", "-o", "max_tokens=24"]
 
 

@@ -6,8 +6,11 @@ import signal
 import subprocess
 
 import psutil
+import pytest
 
 from tests.support import START, eventually, left, start, stop
+
+pytestmark = pytest.mark.engine
 
 
 def test_make_run_prints_commands_that_work_and_ctrl_c_leaves_nothing() -> None:

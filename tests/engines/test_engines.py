@@ -32,6 +32,8 @@ from tests.support import (
 from worker.engines.servers.process import free_port
 from worker.processes import find_program
 
+pytestmark = pytest.mark.engine
+
 CODE = "import os\n\ndef "
 GREEDY = {"temperature": 0, "max_tokens": 48, "ignore_eos": True}
 LONG = {"max_tokens": 1900, "ignore_eos": True}

@@ -24,6 +24,8 @@ from tests.support import (
     worker_environment,
 )
 
+pytestmark = pytest.mark.engine
+
 LONG = {"max_tokens": 1500, "ignore_eos": True}
 CODE = "import os\n\ndef "
 

@@ -14,6 +14,8 @@ from tests.faults.client import CODE, Client, answer_of, chat, joined, normal, s
 from tests.faults.conftest import SHUTDOWN_TIMEOUT
 from tests.support import Endpoint, left, soon
 
+pytestmark = pytest.mark.engine
+
 LONG = {"max_tokens": 1500, "ignore_eos": True, "temperature": 0}
 
 FAULTS = {

@@ -25,7 +25,7 @@ from tests.support import (
 )
 from worker.engines.servers.process import free_port
 
-pytestmark = [needs("llama-server"), needs("ggml-rpc-server")]
+pytestmark = [pytest.mark.engine, needs("llama-server"), needs("ggml-rpc-server")]
 
 PROMPTS = ["import os\n\ndef ", "The list of directories that", "class Stack:\n    def "]
 GREEDY: dict[str, Any] = {"max_tokens": 64, "temperature": 0}

@@ -8,6 +8,8 @@ import runpod
 
 from tests.support import Endpoint, eventually
 
+pytestmark = pytest.mark.engine
+
 CODE = "import os\n\ndef "
 GREEDY = {"temperature": 0, "max_tokens": 48, "ignore_eos": True}
 

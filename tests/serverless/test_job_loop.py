@@ -24,6 +24,8 @@ from tests.support import (
     worker_environment,
 )
 
+pytestmark = pytest.mark.engine
+
 PROMPT = "import os\n\ndef "
 LONG = {"max_tokens": 1900, "ignore_eos": True}
 SECONDS_LONG = {"max_tokens": 500, "ignore_eos": True}

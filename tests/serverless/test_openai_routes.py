@@ -7,6 +7,8 @@ import pytest
 
 from tests.support import MODEL, Endpoint
 
+pytestmark = pytest.mark.engine
+
 CHAT = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 24}
 COMPLETION = {"prompt": "import os\n\ndef ", "temperature": 0, "max_tokens": 24}
 

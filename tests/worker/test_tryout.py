@@ -7,7 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support import ROOT, START, Output, eventually, stop, worker_environment
+
+pytestmark = pytest.mark.engine
 
 
 def answers(output: Output) -> list[dict[str, Any]]:

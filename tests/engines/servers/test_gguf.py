@@ -22,6 +22,8 @@ from tests.support import (
 from worker.engines.servers.process import free_port
 from worker.processes import find_program
 
+pytestmark = pytest.mark.engine
+
 TINY = ROOT / "models" / "tiny"
 PROMPTS = [
     "import os\n\ndef ",

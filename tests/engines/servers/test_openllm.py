@@ -6,10 +6,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from pydantic import ValidationError
-from worker.engines.vllm.engine.catalog import applied
 
-from preload.catalog import Entry
+from preload.entry import Entry
 from tests.openllm import HOME, catalog_of_tiny, install, own_bento
 from tests.preload.hub import Hub, Running
 from tests.support import (
@@ -24,9 +22,14 @@ from tests.support import (
     stop,
     worker_environment,
 )
+from worker import configuration
 from worker.engines.servers import SERVERS
+from worker.engines.vllm.catalog import applied
+from worker.errors import SettingsError
 from worker.processes import find_program
 from worker.settings import Settings
+
+pytestmark = pytest.mark.engine
 
 
 def entry(**arguments: object) -> Entry:
@@ -111,12 +114,17 @@ def serving(bento: Path, **variables: str) -> dict[str, str]:
     }
 
 
-def test_a_bento_is_named_by_its_tag_and_takes_no_arguments() -> None:
+def test_a_bento_is_named_by_its_tag_and_takes_no_arguments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     settings = Settings(engine="openllm", model="openllm:mine:1")
     command = SERVERS["openllm"](settings, None).command("openllm", 4000)
     assert command == ["openllm", "serve", "mine:1", "--port", "4000"]
-    with pytest.raises(ValidationError, match="a bento has the arguments it was built with"):
-        Settings(engine="openllm", model="openllm:mine:1", engine_args={"slots": 2})
+    variables = {"ENGINE": "openllm", "MODEL": "openllm:mine:1", "ENGINE_ARGS": '{"slots": 2}'}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match="a bento has the arguments it was built with"):
+        configuration.load(variables)
 
 
 def of(bento: Path) -> list[psutil.Process]:

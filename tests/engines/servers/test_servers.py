@@ -42,6 +42,8 @@ from worker.job import routes
 from worker.job.types import Options, Request, RouteCall
 from worker.settings import Settings
 
+pytestmark = pytest.mark.engine
+
 Children = Callable[[], list[psutil.Process]]
 
 PROMPT = Request("import os\n\ndef ", None, True, Options(max_tokens=4))
@@ -78,7 +80,7 @@ async def text_of(running: ServerEngine, request: Request) -> str:
 
 async def busy(running: ServerEngine) -> int:
     """Slots of llama-server that work."""
-    slots = (await running.http.get("/slots")).json()
+    slots = (await running.server.http.get("/slots")).json()
     return sum(slot["is_processing"] for slot in slots)
 
 
@@ -207,7 +209,7 @@ async def test_many_more_requests_than_slots_are_all_answered() -> None:
         answers = asyncio.gather(*(text_of(running, request) for request in crowd))
         await soon(lambda: running.unfinished() == 40, 10, "all requests")
         async with asyncio.timeout(5):  # the watchdog must get through, too
-            assert await running._steps() is not None
+            assert await running.server.steps() is not None
         assert running.unfinished() > 20  # and not stand in line behind them
         assert all(await answers)
         assert running.unfinished() == 0

@@ -3,7 +3,11 @@
 import json
 import re
 
+import pytest
+
 from tests.support import START, WORKER, platform, soon, start, stop, worker_environment
+
+pytestmark = pytest.mark.engine
 
 TOKEN_BYTES = 6 * 2 * 2 * 64 * 2
 """KV cache of the bundled model: layers * (key, value) * heads * head size * bfloat16."""

@@ -69,9 +69,12 @@ class ServerKind:
         program = find_program(cls.program)
         if program is None:
             return [f"{cls.program} is not installed here"]
-        known = cls.known_options(program)
-        known |= set(map(options.dashed, known))
-        return options.problems(dashed_names(args), known, cls.ours, cls.name)
+        asked = dashed_names(args)
+        known: set[str] = set()
+        if asked.keys() - cls.ours.keys():  # else the program need not be started
+            known |= cls.known_options(program)
+            known |= set(map(options.dashed, known))
+        return options.problems(asked, known, cls.ours, cls.name)
 
     @classmethod
     def known_options(cls, program: str) -> frozenset[str]:

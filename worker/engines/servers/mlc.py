@@ -77,5 +77,5 @@ class Mlc(ServerKind):
         return {"MLC_JIT_POLICY": "OFF"}  # the library is there; compiling takes minutes
 
     @classmethod
-    def knownas_arguments(cls, program: str) -> frozenset[str]:
+    def known_options(cls, program: str) -> frozenset[str]:
         return option_names(program, "serve", "--help") | set(cls.overrides)
