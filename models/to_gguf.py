@@ -1,7 +1,7 @@
 """A Llama with byte-level BPE, from Hugging Face layout to one GGUF file.
 
-`python -m models.to_gguf models/tiny models/tiny-gguf/tiny-f32.gguf` made the bundled one. For
-other models use llama.cpp's own converter, or a GGUF that somebody publishes.
+`make setup` makes models/tiny-gguf/tiny-f32.gguf of models/tiny with it. For other models use
+llama.cpp's own converter, or a GGUF that somebody publishes.
 """
 
 import json

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Install the pinned CPU environment into .venv, and llama.cpp into .cache. Needs Python 3.11 and
-# nothing else.
+# Install the pinned CPU environment into .venv and llama.cpp into .cache, and make the bundled GGUF.
+# Needs Python 3.11 and nothing else.
 # Run by `make setup`; does nothing when .venv already holds what the pins ask for.
 set -eu
 
@@ -13,6 +13,7 @@ stop() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 if [ -x .venv/bin/python ] && [ "$(cat $stamp 2>/dev/null)" = "$wanted" ]; then
     sh requirements/llama.sh
+    sh requirements/gguf.sh
     say "nothing to do"
     exit 0
 fi
@@ -52,6 +53,7 @@ pip install --quiet "$(grep '^uv==' requirements/dev.txt)"
 
 rm -f .cache/llama.cpp/skip
 sh requirements/llama.sh
+sh requirements/gguf.sh
 
 printf '%s' "$wanted" >$stamp
 say "done"

@@ -17,7 +17,7 @@ DOCKERFILES = (
 )
 SCRIPTS = (
     *("start.sh", "tests/image/setup.sh", "requirements/setup.sh"),
-    *("requirements/llama.sh", "requirements/openllm.sh"),
+    *("requirements/gguf.sh", "requirements/llama.sh", "requirements/openllm.sh"),
 )
 CONTEXT_TOKENS = 25_000
 ENGINE_GIB = 2

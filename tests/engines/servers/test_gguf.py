@@ -1,4 +1,4 @@
-"""GGUF: the committed file, and what llama.cpp makes of it."""
+"""GGUF: the file that `make setup` makes, and what llama.cpp makes of it."""
 
 import subprocess
 from collections.abc import Iterator
