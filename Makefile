@@ -7,7 +7,7 @@ SECONDS ?= 600
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 
-.PHONY: help setup run test chaos bench lint image-test
+.PHONY: help setup run check test chaos bench lint image-test
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -18,6 +18,9 @@ setup: ## install everything into .venv; quick when nothing changed
 run: setup ## a local Runpod endpoint with a real worker and the bundled model; PORT= to change
 	@unset PORT; MODE_TO_RUN=serverless MODEL=models/tiny CONCURRENCY_MODIFIER=auto \
 		exec $(BIN)/python -m emulator --port $(PORT) -- $(BIN)/python -m worker
+
+check: lint ## the linters, types, and every test that needs no engine; for the inner loop
+	@$(BIN)/python -m pytest -m "not engine" -n 2
 
 test: setup ## the whole test suite
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -35,7 +38,9 @@ bench: setup ## measures, and refreshes the figures of the README; WORKER_VLLM= 
 	@$(BIN)/python -m benchmarks.engines
 	@$(BIN)/python -m benchmarks.readme
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy, the imports between the packages, the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/actionlint

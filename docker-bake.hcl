@@ -4,7 +4,8 @@
 #   llama-{cpu,cuda,rocm}-{bundled,unbundled}   the same over llama.cpp, for GGUF models
 #   {mlc,tabby}-{bundled,unbundled}       the same over MLC and TabbyAPI; nobody has run these yet
 #   model-NAME                            a ready-made model, over CUDA
-#   iteration                             a new worker/ over an image that exists
+#   iteration                             a new worker/, and the handler in HANDLER_DIR, over an
+#                                         image that exists
 #
 # Set IMAGE to push somewhere, MODEL and MODEL_REVISION for the bundled ones (GGUF for those of
 # llama.cpp), HF_TOKEN for gated models: it reaches the build as a secret and stands in no layer.
@@ -29,6 +30,10 @@ variable "GGUF" {
   default = "Qwen/Qwen3-8B-GGUF:Q4_K_M"
 }
 
+variable "HANDLER_DIR" {
+  default = ""
+}
+
 group "default" {
   targets = ["cuda-bundled"]
 }
@@ -37,7 +42,7 @@ target "worker" {
   context    = "."
   dockerfile = "Dockerfile"
   platforms  = ["linux/amd64"]
-  secret     = ["type=env,id=HF_TOKEN"]
+  secret     = ["id=HF_TOKEN,env=HF_TOKEN"]
 }
 
 target "variant" {
@@ -135,6 +140,7 @@ target "iteration" {
   dockerfile = "Dockerfile.iteration"
   args = {
     WORKER_IMAGE = "${IMAGE}:cuda-bundled"
+    HANDLER_DIR  = HANDLER_DIR
   }
   tags = ["${IMAGE}:cuda-bundled-edited"]
 }

@@ -6,6 +6,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,21 +50,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"{name}: {value}")
 
 
-@pytest.fixture(scope="session")
-def wheels() -> Iterator[str]:
-    """The folder of wheels as a page of links: the package index of the builds."""
+@contextmanager
+def links(folder: Path) -> Iterator[str]:
+    """A folder of wheels as a page of links: a package index of the builds."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             pass
 
-    handler = functools.partial(Quiet, directory=str(CACHE / "base" / "wheels"))
+    handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="session")
+def wheels() -> Iterator[str]:
+    with links(CACHE / "base" / "wheels") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -241,8 +241,8 @@ def copy_of_context(folder: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "requirements").mkdir()
     for name in (
-        "Dockerfile", "Dockerfile.iteration", ".dockerignore", "start.sh", "requirements/image.txt",
-        "requirements/openllm.sh", "requirements/openllm.txt",
+        "Dockerfile", "Dockerfile.iteration", ".dockerignore", "Dockerfile.iteration.dockerignore",
+        "start.sh", "requirements/image.txt", "requirements/openllm.sh", "requirements/openllm.txt",
     ):  # fmt: skip
         shutil.copy2(ROOT / name, folder / name)
     return folder

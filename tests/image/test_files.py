@@ -83,6 +83,16 @@ def test_every_argument_that_is_baked_with_is_one_of_the_dockerfile(bake: dict[s
         assert target.get("args", {}).keys() <= declared
 
 
+def test_every_secret_may_be_unset(bake: dict[str, Any]) -> None:
+    """`type=env` ends the build where the variable is not exported (docker/buildx#3285)."""
+    secrets = [
+        secret for target in blocks(bake, "target").values() for secret in target.get("secret", [])
+    ]
+    assert secrets
+    for secret in secrets:
+        assert re.fullmatch(r"id=(\w+),env=\1", secret)
+
+
 def test_every_base_is_a_stage_and_every_engine_has_one(bake: dict[str, Any]) -> None:
     targets = blocks(bake, "target")
     dockerfile = (ROOT / targets["base"]["dockerfile"]).read_text(encoding="utf-8")

@@ -80,7 +80,7 @@ def test_an_edit_is_in_the_iteration_image_and_what_was_deleted_is_not(
     context = copy_of_context(tmp_path)
     handler = context / "worker" / "handler.py"
     handler.write_text(handler.read_text(encoding="utf-8") + "\nEDITED = True\n", encoding="utf-8")
-    (context / "worker" / "chunks.py").unlink()
+    (context / "worker" / "tryout.py").unlink()
     image = f"{ITERATION}-edited"
     engine.build(
         image,
@@ -95,7 +95,7 @@ def test_an_edit_is_in_the_iteration_image_and_what_was_deleted_is_not(
     )
     assert code == 0
     assert output.startswith("EDITED = True")
-    assert "chunks.py" not in output
+    assert "tryout.py" not in output
     assert "/models/tripod--tiny" in output
 
 
