@@ -85,12 +85,6 @@ async def _set_up(handler: Handler, engine: Engine) -> None:
     engine.phases["setup"] = time.monotonic() - begin
 
 
-def jobs_at_once(engine: Engine, settings: Settings) -> int:
-    """CONCURRENCY_MODIFIER, with `auto` decided by the engine."""
-    wanted = settings.concurrency_modifier
-    return engine.slots if wanted == "auto" else wanted
-
-
 def delivery_reserve(grace: float) -> float:
     """Of `grace` seconds to end in, those that stay for delivery and for stopping the engine."""
     return min(5.0, grace * 0.4)

@@ -62,6 +62,9 @@ class Engine(Protocol):
     async def available(self) -> None:
         """Return when it takes requests: at once, unless it is being restarted."""
 
+    def room(self) -> int:
+        """Requests that it would run at once, beside those that are there already."""
+
     def unfinished(self) -> int:
         """Requests that the engine still works on."""
 

@@ -51,6 +51,9 @@ POST_SHARE, LONGEST_MERGE = 0.004, 0.25
 """Seconds between two chunks of a stream: for each job that runs, and at most. POSTs, of which this
 makes 250 a second, take the time of the process that all tokens go through."""
 
+LOOK_AGAIN = 0.25
+"""Seconds between two looks at an engine that is full; a job's end is seen at once."""
+
 REMEMBERED = 10_000
 """Finished jobs whose ids are kept, so that none runs twice."""
 
@@ -70,6 +73,9 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
         self._running: dict[str, Running] = {}
         self._finished: OrderedDict[str, None] = OrderedDict()
         self._slot_freed = asyncio.Event()
+        is_auto = settings.concurrency_modifier == "auto"
+        self._look_again = LOOK_AGAIN if is_auto else None
+        self._told = 0
 
     def handle_shutdown(self, signum: int, frame: object) -> None:
         """SIGTERM or SIGINT; the SDK installs it, and it stays in place until the very end."""
@@ -98,8 +104,22 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
             self.exit_code = started
             return False
         self._engine = started
-        self.current_concurrency = startup.jobs_at_once(started, self._settings)
-        log.info("taking jobs, %d at once", self.current_concurrency)
+        wanted = self._settings.concurrency_modifier
+        if wanted == "auto":
+            self.current_concurrency = started.batch
+            log.info(
+                "taking jobs, %d at once to begin with, then as many as run at once "
+                "(CONCURRENCY_MODIFIER=auto)",
+                started.room(),
+            )
+        else:
+            self.current_concurrency = wanted
+            log.info(
+                "taking jobs, %d at once; the engine could hold %d of full length "
+                "(CONCURRENCY_MODIFIER=auto takes as many as run at once)",
+                wanted,
+                started.slots,
+            )
         return True
 
     async def _serve(self, session: ClientSession) -> None:
@@ -163,7 +183,8 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
                 return
             while self._free_slots() < 1:
                 self._slot_freed.clear()
-                await self._slot_freed.wait()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._slot_freed.wait(), self._look_again)
             await self._engine.available()
 
     async def monitor_stop_signals(self, session: ClientSession) -> None:
@@ -206,7 +227,20 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
                 await asyncio.sleep(max(0.0, begin + SHORTEST_POLL - loop.time()))
 
     def _free_slots(self) -> int:
-        return int(self.current_concurrency) - len(self.jobs_tasks)
+        """How many more jobs to take; with `auto`, as many as the engine would run at once."""
+        taken = len(self.jobs_tasks)
+        if self._look_again is None:
+            return int(self.current_concurrency) - taken
+        on_their_way = max(0, taken - self._engine.unfinished())
+        free = self._engine.room() - on_their_way
+        self._tell(taken + max(0, free))
+        return free
+
+    def _tell(self, at_once: int) -> None:
+        """Log how many jobs are taken at once, when that has doubled or halved."""
+        if not self._told / 2 < at_once < self._told * 2:
+            log.info("up to %d jobs at once", at_once)
+            self._told = at_once
 
     def _start_job(self, job: Any) -> None:
         if not isinstance(job, dict) or not isinstance(job.get("id"), str):

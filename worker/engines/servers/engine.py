@@ -98,6 +98,9 @@ class ServerEngine:
     async def available(self) -> None:
         await self._sound.wait()
 
+    def room(self) -> int:
+        return max(0, self.slots - self.unfinished())
+
     def unfinished(self) -> int:
         return self._watchdog.requests
 

@@ -23,6 +23,7 @@ from worker.engines.vllm.config import (
     configuration,
     set_environment,
 )
+from worker.engines.vllm.occupancy import Occupancy
 from worker.engines.vllm.sampling import sampling
 from worker.errors import BadRequest, EngineDead, EngineError, EngineStartError
 from worker.job.types import Delta, Options, Request, Usage
@@ -50,6 +51,7 @@ class VllmEngine:
         self._llm: AsyncLLM | None = None
         self._args: Namespace
         self._app: FastAPI
+        self._occupancy: Occupancy
         self._defaults: dict[str, Any] = {}
 
     def load(self) -> None:
@@ -62,9 +64,12 @@ class VllmEngine:
                 self._args = parsed(self._settings)
                 self._args.model = self._folder
                 config = configuration(self._args, self._settings, self.model_name)
+                is_auto = self._settings.concurrency_modifier == "auto"
+                quiet = self._args.disable_log_stats
                 self._llm = AsyncLLM.from_vllm_config(
-                    config, disable_log_stats=self._args.disable_log_stats
+                    config, disable_log_stats=quiet and not is_auto
                 )
+                self._occupancy = Occupancy(self._llm, config, counts_tokens=not quiet)
             except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
                 raise EngineStartError(f"vLLM did not start: {first_line(error)}") from error
         self._report_fit(config)
@@ -98,6 +103,7 @@ class VllmEngine:
                     pass
         else:
             llm._run_output_handler()
+        self._occupancy.forget()
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
         llm = self._running()
@@ -125,6 +131,9 @@ class VllmEngine:
 
     async def available(self) -> None:
         return
+
+    def room(self) -> int:
+        return self._occupancy.room()
 
     def unfinished(self) -> int:
         return int(self._running().get_num_unfinished_requests())
