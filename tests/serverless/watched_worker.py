@@ -1,4 +1,4 @@
-"""The real worker, which also writes what vLLM's scheduler says of each step to the file WATCHED."""
+"""The real worker, which also writes to the file WATCHED what vLLM's scheduler says."""
 
 import json
 import os
