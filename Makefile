@@ -20,7 +20,7 @@ run: setup ## a local Runpod endpoint with a real worker and the bundled model; 
 		exec $(BIN)/python -m emulator --port $(PORT) -- $(BIN)/python -m worker
 
 check: lint ## the linters, types, and every test that needs no engine; for the inner loop
-	@$(BIN)/python -m pytest -m "not engine" -n 2
+	@$(BIN)/python -m pytest -m "not engine" -n 4
 
 test: setup ## the whole test suite
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -32,7 +32,7 @@ image-test: setup ## build the images and run them in every mode; needs root, an
 	@TORCH_INDEX="$(TORCH_INDEX)" sh tests/image/setup.sh
 	@$(BIN)/python -m pytest -o addopts="-ra --strict-markers" tests/image
 
-bench: setup ## measures, and refreshes the figures of the README; WORKER_VLLM= a checkout to compare with
+bench: setup ## measures, and refreshes the figures in docs/; WORKER_VLLM= a checkout to compare with
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements/bench.txt
 	@$(BIN)/python -m benchmarks.job_path $(if $(WORKER_VLLM),--worker-vllm "$(WORKER_VLLM)")
 	@$(BIN)/python -m benchmarks.engines

@@ -114,7 +114,7 @@ def main(
 ) -> None:
     """Run a Runpod serverless endpoint on this machine, with COMMAND as its worker(s).
 
-    docs/faults.md describes the faults; POST /emulator/faults adds one while it runs.
+    docs/how-to/faults.md describes the faults; POST /emulator/faults adds one while it runs.
     """
     address, example = loopback(host), parse_example(example_input)
     if command and shutil.which(command[0]) is None:

@@ -51,7 +51,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @cli.callback(invoke_without_command=True)
 def container(context: typer.Context) -> None:
-    """Run what MODE_TO_RUN says. README.md lists the variables."""
+    """Run what MODE_TO_RUN says. docs/reference/variables.md lists the variables."""
     if context.invoked_subcommand is None:
         sys.exit(main(lambda: modes.run(configuration.load(os.environ), os.environ)))
 

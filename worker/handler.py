@@ -19,7 +19,7 @@ async def handler(job: dict[str, Any], engine: Engine) -> AsyncGenerator[Chunk |
     the job with that error's sentence.
 
     Args:
-        job: `{"id": str, "input": {...}}`; README.md, "Job input", gives the shapes.
+        job: `{"id": str, "input": {...}}`; docs/reference/input.md gives the shapes.
         engine: loaded and warm.
 
     Yields:

@@ -125,5 +125,5 @@ def test_the_readme_keeps_everything_but_what_stands_between_the_marks() -> None
             readme.with_block(wrong, "new")
 
 
-def test_this_readme_has_the_marks() -> None:
-    readme.with_block((readme.ROOT / "README.md").read_text(encoding="utf-8"), "new")
+def test_the_page_of_figures_has_the_marks() -> None:
+    readme.with_block(readme.PAGE.read_text(encoding="utf-8"), "new")

@@ -1,4 +1,4 @@
-"""A worker on the real runpod SDK that answers the README's job input without a model.
+"""A worker on the real runpod SDK that answers the documented job input without a model.
 
 The prompt says how: `fail`, `slow`, `options`, `meet N`, `hold` and `release`; any other is echoed.
 """

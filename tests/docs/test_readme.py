@@ -1,12 +1,27 @@
-"""The README's tables are true."""
+"""What README, docs/ and ARCHITECTURE.md say is so: tables, links, commands that need no engine."""
 
 import re
+import shlex
 import subprocess
+from pathlib import Path
 
+import pytest
+
+import worker.__main__
 from tests.support import ROOT
+from worker.job import routes
+from worker.job.input import Options
 from worker.settings import Settings
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+
+
+def reference(name: str) -> str:
+    return (ROOT / "docs" / "reference" / f"{name}.md").read_text(encoding="utf-8")
 
 
 def settings_table() -> str:
@@ -18,7 +33,8 @@ def settings_table() -> str:
 
 
 def test_the_table_of_variables_is_that_of_settings() -> None:
-    assert settings_table() in README, f"README.md must hold this table:\n{settings_table()}"
+    table = settings_table()
+    assert table in reference("variables"), f"variables.md must hold this table:\n{table}"
 
 
 def test_the_table_of_commands_is_that_of_make() -> None:
@@ -26,7 +42,12 @@ def test_the_table_of_commands_is_that_of_make() -> None:
     targets = re.findall(r"^  (make [a-z-]+)", ran.stdout, re.MULTILINE)
     assert targets
     for target in targets:
-        assert f"`{target}`" in README
+        assert f"`{target}`" in reference("commands")
+
+
+def test_the_table_of_commands_has_those_of_the_worker() -> None:
+    for command in worker.__main__.cli.registered_commands:
+        assert f"`python -m worker {command.name}`" in reference("commands")
 
 
 def test_setup_has_nothing_to_do_the_second_time() -> None:
@@ -35,9 +56,27 @@ def test_setup_has_nothing_to_do_the_second_time() -> None:
     assert ran.stdout.strip() == "setup: nothing to do"
 
 
-def test_the_files_that_are_linked_exist() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the page's headings."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    words = (re.sub(r"[^\w\- ]", "", head.lower()) for head in heads)
+    return {text.replace(" ", "-") for text in words}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_is_linked_exists(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path) if path else page
+        assert linked.exists(), target
+        if anchor and linked.suffix == ".md":
+            assert anchor in anchors(linked), target
 
 
 def test_the_promises_name_tests_that_exist() -> None:
@@ -46,3 +85,57 @@ def test_the_promises_name_tests_that_exist() -> None:
     assert len(named) > 15
     for file, test in named:
         assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
+
+
+def test_the_exit_codes_are_those_of_the_worker() -> None:
+    said = re.findall(r"\b(\d+) (?=stopped|the )", worker.__main__.__doc__ or "")
+    assert said == ["0", "1", "2"]
+    listed = re.findall(r"^\| (\d+) \|", reference("exit-codes"), re.MULTILINE)
+    assert listed == [*said, "130"]
+
+
+def test_the_routes_are_those_that_are_served() -> None:
+    page = reference("routes")
+    served = page.partition("Served are")[2].partition(",\n")[0] + page.partition("Served are")[2]
+    for route in routes.ALLOWED:
+        assert f"`{route}`" in served or f"`{route.removeprefix('/v1/')}`" in served, route
+
+
+def test_the_options_are_those_of_a_request() -> None:
+    page = reference("input")
+    for name, field in Options.model_fields.items():
+        assert f"`{field.alias or name}`" in page, name
+
+
+def test_the_readmes_test_of_a_handler_runs() -> None:
+    [command] = [line for line in README.splitlines() if "-m pytest -q" in line]
+    ran = subprocess.run(
+        [*shlex.split(command), "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_the_handler_of_the_how_to_does_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "how-to" / "handler.md").read_text(encoding="utf-8")
+    handler, test = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_handler").mkdir()
+    (tmp_path / "my_handler" / "handler.py").write_text(handler)
+    (tmp_path / "test_my_handler.py").write_text(test)
+    [command] = re.findall(r"^\S+python -m pytest -q .*$", page, re.MULTILINE)
+    program, *rest = shlex.split(command)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    ran = subprocess.run(
+        [ROOT / program, *rest],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "1 passed" in ran.stdout
