@@ -1,6 +1,7 @@
 """What is set up once for the whole run."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ def pytest_configure(config: pytest.Config) -> None:
     By session, Linux 6.18 lets vLLM's processes, which spin, keep two cores from those of other
     sessions, an ssh login among them, and from its own threads for seconds at a time.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Started in the background of a script; programs that tests interrupt would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):  # one of xdist's processes; the first one sees to it
         return
     if os.access(AUTOGROUP, os.W_OK) and AUTOGROUP.read_text(encoding="ascii").strip() == "1":

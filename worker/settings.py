@@ -95,7 +95,9 @@ class Settings(BaseSettings):
         "[OpenLLM's catalog](../how-to/openllm.md)",
     )
     concurrency_modifier: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)] = (
-        Field(1, description="jobs in flight per worker; `auto`: as many as the engine runs at once")
+        Field(
+            1, description="jobs in flight per worker; `auto`: as many as the engine runs at once"
+        )
     )
     handler: str | None = Field(
         None,
