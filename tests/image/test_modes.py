@@ -332,16 +332,20 @@ def test_pod(engine: Engine, bundled: Built, iteration: Built, keys: Keys, tmp_p
         engine.figures["SIGTERM to exit 0 of a pod"] = f"{seconds:.1f} s"
 
 
-def tries_a_prompt(keys: Keys) -> None:
-    """One job, an edit of the handler, another job: the engine is loaded once."""
-    command = 'python3 -m worker try --reload --options \'{"max_tokens": 8}\' "def "'
-    with subprocess.Popen(
+def trying_over_ssh(keys: Keys, command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         client("ssh", keys.right, "root@127.0.0.1", command),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    ) as trying:
+    )
+
+
+def tries_a_prompt(keys: Keys) -> None:
+    """One job, an edit of the handler, another job: the engine is loaded once."""
+    command = 'python3 -m worker try --reload --options \'{"max_tokens": 8}\' "def "'
+    with trying_over_ssh(keys, command) as trying:
         assert trying.stdin
         assert trying.stdout
         assert '"text"' in until(trying, '"finish_reason"')
@@ -366,6 +370,45 @@ def until(process: subprocess.Popen[str], text: str) -> str:
         if text in line:
             return line
     pytest.fail(f"ended without {text!r}:\n{''.join(read)}")
+
+
+def test_a_handler_on_the_volume_outlives_the_pod(
+    engine: Engine, iteration: Built, keys: Keys, tmp_path: Path
+) -> None:
+    """Written through JupyterLab, tried and edited over ssh, and still there in the next pod."""
+    token = f"jupyter-{uuid.uuid4().hex}"
+    settings = (*keys.public, "--env", f"JUPYTER_PASSWORD={token}", "--network", "none")
+    volume = ("--volume", f"{tmp_path}:/workspace")
+    command = (
+        "HANDLER=/workspace/my_handler python3 -m worker try --reload"
+        """ --input '{"text": "Hello"}'"""
+    )
+    code = "async def handler(job, engine):\n    yield {'heard': job['input']['text']}\n"
+    with engine.container(iteration.image, *settings, *volume, *ENGINE) as pod, on(pod):
+        eventually(lambda: status("/api/kernels", token) == 200, 60, pod.text)
+        headers = {"Authorization": f"token {token}"}
+        for path, body in (
+            ("my_handler", {"type": "directory"}),
+            ("my_handler/handler.py", {"type": "file", "format": "text", "content": code}),
+        ):
+            url = f"{JUPYTER}/api/contents/{path}"
+            assert httpx.put(url, json=body, headers=headers, timeout=30).status_code == 201
+        ssh_answers(keys, pod)
+        with trying_over_ssh(keys, command) as trying:
+            until(trying, '{"heard": "Hello"}')
+            edited = code.replace("heard", "understood")
+            (tmp_path / "my_handler" / "handler.py").write_text(edited, encoding="utf-8")
+            trying.stdin.write("\n")
+            trying.stdin.flush()
+            until(trying, '{"understood": "Hello"}')
+            trying.stdin.close()
+            rest = trying.stdout.read()
+            assert trying.wait(60) == 0, rest
+        assert pod.stop(SHUTDOWN_TIMEOUT)[0] == 0, pod.text()
+    with engine.container(iteration.image, *settings, *volume, *ENGINE) as pod, on(pod):
+        ssh_answers(keys, pod)
+        assert ssh(keys.right, "cat /workspace/my_handler/handler.py").stdout == edited
+        assert pod.stop(SHUTDOWN_TIMEOUT)[0] == 0, pod.text()
 
 
 def test_pod_without_a_key(engine: Engine, iteration: Built) -> None:
