@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import json
 import re
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace, _AppendAction
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from preload.errors import first_line
 from worker.engines.options import dashed, problems, underscored
 from worker.errors import SettingsError
 from worker.settings import Settings
@@ -63,9 +64,10 @@ def parsed(settings: Settings) -> Namespace:
     """ENGINE_ARGS through the parser of `vllm serve`, which checks the values.
 
     Raises:
-        SettingsError: its sentence about a value.
+        SettingsError: its sentence about a value, or about values that contradict each other.
     """
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.exceptions import VLLMClientError
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     class Parser(FlexibleArgumentParser):  # type: ignore[misc]
@@ -73,6 +75,7 @@ def parsed(settings: Settings) -> Namespace:
             sentence = re.sub(r" \[type=.*", "", " ".join(message.split()))
             raise SettingsError([f"ENGINE_ARGS: {sentence}"])
 
+    parser = make_arg_parser(Parser())
     arguments = ["--served-model-name", settings.served_model_name or settings.model]
     if settings.mode_to_run != "api":
         arguments.append("--disable-log-stats")  # only /metrics reads them
@@ -81,8 +84,27 @@ def parsed(settings: Settings) -> Namespace:
         if isinstance(value, bool):
             arguments.append(option if value else option.replace("--", "--no-", 1))
         elif isinstance(value, list):
-            arguments += [option, *map(str, value)]
+            arguments += _list(parser, option, value)
         elif value is not None:
-            arguments += [option, json.dumps(value) if isinstance(value, dict) else str(value)]
-    namespace: Namespace = make_arg_parser(Parser()).parse_args(arguments)
+            arguments += [option, _text(value)]
+    namespace: Namespace = parser.parse_args(arguments)
+    try:
+        validate_parsed_serve_args(namespace)
+    except (TypeError, ValueError, VLLMClientError) as error:
+        said = first_line(error).removeprefix("Error: ")
+        raise SettingsError([f"ENGINE_ARGS: {said}"]) from None
     return namespace
+
+
+def _list(parser: ArgumentParser, option: str, values: list[Any]) -> list[str]:
+    """A list as the option takes it: many values, the option once for each, or one JSON text."""
+    action = parser._option_string_actions.get(option)
+    if action is not None and action.nargs in {"*", "+"}:
+        return [option, *map(_text, values)]
+    if isinstance(action, _AppendAction):
+        return [part for value in values for part in (option, _text(value))]
+    return [option, _text(values)]
+
+
+def _text(value: object) -> str:
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)

@@ -41,18 +41,33 @@ def configuration(args: Namespace, settings: Settings, model_name: str) -> VllmC
         _cpu_defaults(engine_args, settings.engine_args)
     own_limit = engine_args.create_model_config().max_model_len
     engine_args.max_model_len = min(settings.max_model_len, own_limit)
-    config = engine_args.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     # -1 lets vLLM fit max_model_len down to the KV cache instead of refusing to start.
     config.model_config.original_max_model_len = -1
     return config
 
 
+def import_parsers(args: Namespace) -> None:
+    """Import the user's plugins for tool calls and reasoning, as `vllm serve` does."""
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    if args.tool_parser_plugin:
+        ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+    if args.reasoning_parser_plugin:
+        ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
+
+
 def set_environment() -> None:
     """Defaults that vLLM reads from the environment; what the user has set stays."""
+    # Its app would ask every job of the queue for this key; over HTTP our front asks for API_KEY.
+    os.environ.pop("VLLM_API_KEY", None)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     # vLLM sets up its own logging late; until then runpod's handler would show its lines.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # As `vllm serve` has it: forking this process, which has threads, may hang.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     if len(os.sched_getaffinity(0)) > 1:
         # Only read on CPUs: OpenMP threads on every core would starve this process.
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "1")

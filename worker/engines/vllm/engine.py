@@ -21,11 +21,18 @@ from worker.engines.vllm.arguments import parsed
 from worker.engines.vllm.config import (
     check_shared_memory,
     configuration,
+    import_parsers,
     set_environment,
 )
 from worker.engines.vllm.occupancy import Occupancy
 from worker.engines.vllm.sampling import sampling
-from worker.errors import BadRequest, EngineDead, EngineError, EngineStartError
+from worker.errors import (
+    BadRequest,
+    EngineDead,
+    EngineError,
+    EngineStartError,
+    TripodError,
+)
 from worker.job.types import Delta, Options, Request, Usage
 from worker.settings import Settings
 
@@ -58,19 +65,25 @@ class VllmEngine:
         check_shared_memory()
         with self._phase("imports"):
             set_environment()
+            from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
         with self._phase("engine"):
             try:
                 self._args = parsed(self._settings)
                 self._args.model = self._folder
+                import_parsers(self._args)
                 config = configuration(self._args, self._settings, self.model_name)
                 is_auto = self._settings.concurrency_modifier == "auto"
                 quiet = self._args.disable_log_stats
                 self._llm = AsyncLLM.from_vllm_config(
-                    config, disable_log_stats=quiet and not is_auto
+                    config,
+                    usage_context=UsageContext.OPENAI_API_SERVER,
+                    disable_log_stats=quiet and not is_auto,
                 )
                 self._occupancy = Occupancy(self._llm, config, counts_tokens=not quiet)
-            except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
+            except TripodError:
+                raise
+            except Exception as error:
                 raise EngineStartError(f"vLLM did not start: {first_line(error)}") from error
         self._report_fit(config)
         self._defaults = config.model_config.get_diff_sampling_param()
@@ -166,10 +179,12 @@ class VllmEngine:
     def _report_fit(self, config: VllmConfig) -> None:
         self.max_model_len = config.model_config.max_model_len
         cache = config.cache_config
-        tokens = (cache.num_gpu_blocks or 0) * cache.block_size
+        tokens = int(cache.kv_cache_size_tokens or 0)
         most = config.scheduler_config.max_num_seqs
         self.batch = most
-        self.slots = max(1, min(tokens // self.max_model_len, most))
+        # Without a KV cache, as an embedding model may be, nothing but the batch bounds them.
+        at_once = int(cache.kv_cache_max_concurrency or 1) if tokens else most
+        self.slots = max(1, min(at_once, most))
         log.info(
             "max_model_len is %d tokens (MAX_MODEL_LEN=%d); the KV cache holds %d tokens, "
             "which is %d requests of that length",
