@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import worker.__main__
+from benchmarks import readme
 from tests.support import ROOT
 from worker.job import routes
 from worker.job.input import Options
@@ -41,13 +42,17 @@ def test_the_table_of_commands_is_that_of_make() -> None:
     ran = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     targets = re.findall(r"^  (make [a-z-]+)", ran.stdout, re.MULTILINE)
     assert targets
-    for target in targets:
-        assert f"`{target}`" in reference("commands")
+    assert sorted(commands("make")) == sorted(targets)
 
 
 def test_the_table_of_commands_has_those_of_the_worker() -> None:
-    for command in worker.__main__.cli.registered_commands:
-        assert f"`python -m worker {command.name}`" in reference("commands")
+    known = [f"python -m worker {one.name}" for one in worker.__main__.cli.registered_commands]
+    assert commands("python -m worker") == ["python -m worker", *known]
+
+
+def commands(program: str) -> list[str]:
+    """Those of `program` that have a row in commands.md."""
+    return re.findall(rf"^\| `({program}\b[^`]*)` \|", reference("commands"), re.MULTILINE)
 
 
 def test_setup_has_nothing_to_do_the_second_time() -> None:
@@ -60,16 +65,23 @@ def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 200
 
 
+def prose(page: Path) -> str:
+    """The page without its blocks of code."""
+    return re.sub(
+        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+
+
 def anchors(page: Path) -> set[str]:
     """What GitHub makes of the page's headings."""
-    heads = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    heads = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     words = (re.sub(r"[^\w\- ]", "", head.lower()) for head in heads)
     return {text.replace(" ", "-") for text in words}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_is_linked_exists(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if "://" in target:
             continue
         path, _, anchor = target.partition("#")
@@ -95,16 +107,20 @@ def test_the_exit_codes_are_those_of_the_worker() -> None:
 
 
 def test_the_routes_are_those_that_are_served() -> None:
-    page = reference("routes")
-    served = page.partition("Served are")[2].partition(",\n")[0] + page.partition("Served are")[2]
-    for route in routes.ALLOWED:
-        assert f"`{route}`" in served or f"`{route.removeprefix('/v1/')}`" in served, route
+    listed = re.findall(r"^\| `(/v1/\S+)` \| (\w+) \|$", reference("routes"), re.MULTILINE)
+    assert dict(listed) == routes.ALLOWED
 
 
 def test_the_options_are_those_of_a_request() -> None:
-    page = reference("input")
-    for name, field in Options.model_fields.items():
-        assert f"`{field.alias or name}`" in page, name
+    table = reference("input").partition("| options | allowed |")[2].partition("\n\n")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(Options.model_fields)
+
+
+def test_the_readmes_figures_are_those_of_the_page() -> None:
+    shown = README.partition(readme.BEGIN)[2].partition(readme.END)[0].strip()
+    assert shown.startswith("| promise |")
+    assert shown == readme.promises(reference("figures"))
 
 
 def test_the_readmes_test_of_a_handler_runs() -> None:
