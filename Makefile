@@ -20,7 +20,7 @@ run: setup ## a local Runpod endpoint with a real worker and the bundled model; 
 		exec $(BIN)/python -m emulator --port $(PORT) -- $(BIN)/python -m worker
 
 check: lint ## the linters, types, and every test that needs no engine; for the inner loop
-	@$(BIN)/python -m pytest -m "not engine" -n 4
+	@$(BIN)/python -m pytest -m "not engine" -n 4 --dist loadfile
 
 test: setup ## the whole test suite
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
