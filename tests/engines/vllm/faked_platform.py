@@ -1,41 +1,81 @@
-"""Print what vLLM would run with on a GPU that is not here: two configurations, as JSON.
+"""Machines that are not here, as vLLM would see them."""
 
-`python -m tests.engines.vllm.faked_platform NAME MAJOR.MINOR GIB SETTINGS COMMAND_LINE`
-"""
+from __future__ import annotations
 
-import dataclasses
-import json
-import re
 import sys
 import types
-from typing import Any
-
-NOT_COMPARED = {"instance_id", "data_parallel_master_port", "_data_parallel_master_port_list"}
-"""What differs from one configuration to the next by itself."""
+from dataclasses import dataclass
 
 
-def fake(name: str, capability: str, gib: int) -> None:
-    """Let vLLM see one kind of GPU, before anything else of it is imported."""
-    for module in ("vllm._C_stable_libtorch", "vllm._C", "vllm._moe_C"):
+@dataclass(frozen=True)
+class Machine:
+    """What vLLM asks a platform; without a capability it is the CPU that is here."""
+
+    name: str
+    capability: tuple[int, int] = (0, 0)
+    gib: int = 0
+    parallel: tuple[int, ...] = (1,)
+    tokens: int = 2048
+    sequences: int = 256
+
+
+CPU = Machine("CPU", sequences=128)
+GPUS = (
+    Machine("NVIDIA H100 80GB HBM3", (9, 0), 80, (1, 2, 8), 8192, 1024),
+    Machine("NVIDIA H200", (9, 0), 141, (1, 2, 8), 8192, 1024),
+    Machine("NVIDIA B200", (10, 0), 180, (1, 2, 8), 16384, 1024),
+    Machine("NVIDIA A100-SXM4-80GB", (8, 0), 80, (1, 2, 8)),
+    Machine("NVIDIA L40S", (8, 9), 48, (1, 2, 8)),
+    Machine("NVIDIA GeForce RTX 4090", (8, 9), 24, (1, 2)),
+)
+MACHINES = {machine.name: machine for machine in (CPU, *GPUS)}
+"""`tokens` a step and `sequences` at once: what vLLM chooses there for a server."""
+
+COMPILED = (
+    "vllm._C_stable_libtorch",
+    "vllm._C",
+    "vllm._moe_C",
+    "vllm.vllm_flash_attn._vllm_fa2_C",
+    "vllm.vllm_flash_attn._vllm_fa3_C",
+)
+"""What vLLM's CUDA build has and the CPU build lacks; for a configuration it is only imported."""
+
+SUPPORTED_FROM = {
+    "cutlass_scaled_mm_supports_fp8": 89,
+    "cutlass_scaled_mm_supports_block_fp8": 90,
+    "cutlass_scaled_mm_supports_fp4": 100,
+}
+"""What that build is asked of a capability, and from which one on it says yes."""
+
+chosen: Machine | None = None
+"""The GPU that is asked about; while vLLM is imported there is none."""
+
+
+def fake_cuda() -> None:
+    """Let vLLM see `chosen`; call it before anything else of vLLM is imported."""
+    for module in COMPILED:
         sys.modules[module] = types.ModuleType(module)
+    import torch
     import vllm.platforms
     from vllm.platforms.cuda import NonNvmlCudaPlatform
     from vllm.platforms.interface import DeviceCapability
 
-    major, minor = map(int, capability.split("."))
+    def machine() -> Machine:
+        assert chosen, "vLLM asks for the GPU while it is imported"
+        return chosen
 
     class Faked(NonNvmlCudaPlatform):
         @classmethod
         def get_device_capability(cls, device_id: int = 0) -> DeviceCapability:
-            return DeviceCapability(major, minor)
+            return DeviceCapability(*machine().capability)
 
         @classmethod
         def get_device_name(cls, device_id: int = 0) -> str:
-            return name
+            return machine().name
 
         @classmethod
         def get_device_total_memory(cls, device_id: int = 0) -> int:
-            return gib << 30
+            return machine().gib << 30
 
         @classmethod
         def get_device_uuid(cls, device_id: int = 0) -> str:
@@ -51,53 +91,8 @@ def fake(name: str, capability: str, gib: int) -> None:
 
         @classmethod
         def device_count(cls) -> int:
-            return 8
+            return max(machine().parallel)
 
     vllm.platforms._current_platform = Faked()
-
-
-def fields(value: Any, path: str = "") -> dict[str, str]:
-    """Every field below `value`, by its path."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        found: dict[str, str] = {}
-        for field in dataclasses.fields(value):
-            if field.name not in NOT_COMPARED:
-                below = getattr(value, field.name, None)
-                found |= fields(below, f"{path}.{field.name}" if path else field.name)
-        return found
-    return {path: re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
-
-
-def main() -> None:
-    name, capability, gib, given, command_line = sys.argv[1:]
-    if gib != "0":
-        fake(name, capability, int(gib))
-    from worker.engines.vllm.arguments import parsed
-    from worker.engines.vllm.config import configuration, set_environment
-    from worker.settings import Settings
-
-    set_environment()
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    from vllm.usage.usage_lib import UsageContext
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    settings = Settings(**json.loads(given))
-    ours = parsed(settings)
-    ours.model = settings.model
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args(json.loads(command_line))
-    validate_parsed_serve_args(args)
-    theirs = AsyncEngineArgs.from_cli_args(args)
-    configured = theirs.create_engine_config(UsageContext.OPENAI_API_SERVER)
-    print(
-        json.dumps(
-            {
-                "tripod": fields(configuration(ours, settings, settings.model)),
-                "vllm serve": fields(configured),
-            }
-        )
-    )
-
-
-if __name__ == "__main__":
-    main()
+    for question, least in SUPPORTED_FROM.items():
+        setattr(torch.ops._C, question, least.__le__)

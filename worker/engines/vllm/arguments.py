@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import re
-from argparse import ArgumentParser, Namespace, _AppendAction
+from argparse import Action, ArgumentTypeError, BooleanOptionalAction, Namespace, _AppendAction
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,33 +78,44 @@ def parsed(settings: Settings) -> Namespace:
 
     parser = make_arg_parser(Parser())
     arguments = ["--served-model-name", settings.served_model_name or settings.model]
-    if settings.mode_to_run != "api":
-        arguments.append("--disable-log-stats")  # only /metrics reads them
     for name, value in settings.engine_args.items():
         option = "--" + dashed(name)
-        if isinstance(value, bool):
-            arguments.append(option if value else option.replace("--", "--no-", 1))
-        elif isinstance(value, list):
-            arguments += _list(parser, option, value)
-        elif value is not None:
-            arguments += [option, _text(value)]
+        if value is not None:
+            arguments += _words(parser._option_string_actions.get(option), option, value)
     namespace: Namespace = parser.parse_args(arguments)
     try:
         validate_parsed_serve_args(namespace)
     except (TypeError, ValueError, VLLMClientError) as error:
         said = first_line(error).removeprefix("Error: ")
         raise SettingsError([f"ENGINE_ARGS: {said}"]) from None
+    says = {*map(underscored, settings.engine_args)} & {"disable_log_stats"}
+    if settings.mode_to_run != "api" and not says and not namespace.enable_per_request_metrics:
+        namespace.disable_log_stats = True  # only /metrics reads them
     return namespace
 
 
-def _list(parser: ArgumentParser, option: str, values: list[Any]) -> list[str]:
-    """A list as the option takes it: many values, the option once for each, or one JSON text."""
-    action = parser._option_string_actions.get(option)
-    if action is not None and action.nargs in {"*", "+"}:
-        return [option, *map(_text, values)]
-    if isinstance(action, _AppendAction):
-        return [part for value in values for part in (option, _text(value))]
-    return [option, _text(values)]
+def _words(action: Action | None, option: str, value: object) -> list[str]:
+    """What a user would type for one option, as the parser's own action for it takes it."""
+    if isinstance(value, bool) and isinstance(action, BooleanOptionalAction):
+        return [option if value else option.replace("--", "--no-", 1)]
+    if isinstance(value, bool) and action is not None and action.nargs == 0:
+        return [option] if value else []
+    if isinstance(value, list) and action is not None:
+        if action.nargs in {"*", "+"}:
+            return [option, *map(_text, value)]
+        if isinstance(action, _AppendAction):
+            return [f"{option}={_text(one)}" for one in value]
+        return [f"{option}={_one_text(action, value)}"]
+    return [f"{option}={_text(value)}"]
+
+
+def _one_text(action: Action, values: list[Any]) -> str:
+    """The text that the option's own type reads as this list: JSON, or else commas between."""
+    commas = ",".join(map(str, values))
+    with suppress(ValueError, TypeError, ArgumentTypeError):
+        if callable(action.type) and action.type(commas) == values:
+            return commas
+    return _text(values)
 
 
 def _text(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import shutil
@@ -25,21 +26,25 @@ CPU_KV_CACHE = 4 << 30
 """Bytes of KV cache on a CPU at most, unless the user says otherwise."""
 
 
-def configuration(args: Namespace, settings: Settings, model_name: str) -> VllmConfig:
+def configuration(args: Namespace, settings: Settings) -> VllmConfig:
     """vLLM's configuration, with the length fitted to the model and left open downwards.
 
     Args:
         args: ENGINE_ARGS as vLLM's parser took them, with the folder of the weights as `model`.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import propagate_flash_late_interaction
+    from vllm.logger import configure_logging_from_args
     from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
 
+    configure_logging_from_args(args)
     engine_args = AsyncEngineArgs.from_cli_args(args)
-    engine_args.served_model_name = [model_name]
+    propagate_flash_late_interaction(args, engine_args)
     if current_platform.is_cpu():
         _cpu_defaults(engine_args, settings.engine_args)
-    own_limit = engine_args.create_model_config().max_model_len
+    # Of a copy: what is derived from the arguments is written back into them.
+    own_limit = copy.deepcopy(engine_args).create_model_config().max_model_len
     engine_args.max_model_len = min(settings.max_model_len, own_limit)
     config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     # -1 lets vLLM fit max_model_len down to the KV cache instead of refusing to start.

@@ -72,12 +72,14 @@ class VllmEngine:
                 self._args = parsed(self._settings)
                 self._args.model = self._folder
                 import_parsers(self._args)
-                config = configuration(self._args, self._settings, self.model_name)
+                config = configuration(self._args, self._settings)
                 is_auto = self._settings.concurrency_modifier == "auto"
                 quiet = self._args.disable_log_stats
                 self._llm = AsyncLLM.from_vllm_config(
                     config,
                     usage_context=UsageContext.OPENAI_API_SERVER,
+                    enable_log_requests=self._args.enable_log_requests,
+                    aggregate_engine_logging=self._args.aggregate_engine_logging,
                     disable_log_stats=quiet and not is_auto,
                 )
                 self._occupancy = Occupancy(self._llm, config, counts_tokens=not quiet)
@@ -101,6 +103,7 @@ class VllmEngine:
         from vllm.entrypoints.launchers.app import build_app
 
         llm = self._running()
+        await llm.reset_mm_cache()  # vLLM's warm-up leaves its dummy pictures there
         tasks = await llm.get_supported_tasks()
         self._args.model = self.model_name
         app = build_app(self._args, tasks, llm.model_config)
