@@ -27,6 +27,9 @@ LLAMA = ROOT / ".cache" / "llama.cpp"
 START = 240.0
 """Seconds that a worker may take to become ready on a busy machine."""
 
+TOKEN_BYTES = 6 * 2 * 2 * 64 * 2
+"""KV cache of the bundled model: layers * (key, value) * heads * head size * bfloat16."""
+
 AMPLE = "200"
 """A SHUTDOWN_TIMEOUT for jobs that shall end by themselves: 2,000 tokens can take half a minute."""
 

@@ -24,6 +24,8 @@ Each message is one clear sentence that can be shown to a client as it stands.
 import json
 from typing import Any
 
+from preload.errors import first_line
+
 
 class TripodError(Exception):
     """Anything that Tripod raises on purpose."""
@@ -102,3 +104,8 @@ class EngineStartError(EngineError):
 
 class EngineDead(EngineError):
     """The engine died; no request can be served any more."""
+
+
+def raised_by_handler(error: Exception) -> str:
+    """What a client is told of an exception that a handler did not raise on purpose."""
+    return f"the handler raised {type(error).__name__}: {first_line(error)}"

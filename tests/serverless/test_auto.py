@@ -11,6 +11,7 @@ import pytest
 from tests.support import (
     GGUF,
     START,
+    TOKEN_BYTES,
     needs,
     platform,
     soon,
@@ -20,9 +21,6 @@ from tests.support import (
 )
 
 pytestmark = pytest.mark.engine
-
-TOKEN_BYTES = 6 * 2 * 2 * 64 * 2
-"""KV cache of the bundled model: layers * (key, value) * heads * head size * bfloat16."""
 
 WATCHED_WORKER = [sys.executable, "-m", "tests.serverless.watched_worker"]
 

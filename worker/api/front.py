@@ -10,7 +10,9 @@ import asyncio
 import hmac
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
@@ -82,9 +84,9 @@ class Front:
         elif path == "/openapi.json" and self.engine:
             answer = JSONResponse(self._description(self.engine))
         elif path == "/completion" and scope["method"] == "POST":
-            answer = await self._admitted(self._completion)
+            answer = self._admitted(lambda engine: self._llama_cpp)
         elif path == "/predict" and scope["method"] == "POST":
-            answer = await self._admitted(self._predict)
+            answer = self._admitted(lambda engine: Predict(self.handler, engine))
         elif error := routes.refusal(path, scope["method"]):
             answer = JSONResponse({"error": error}, error["code"])
         elif self.engine and path == "/v1/models":
@@ -92,7 +94,7 @@ class Front:
         elif self.engine and path.startswith(routes.MODEL):
             answer = await _model(path.removeprefix(routes.MODEL), self.engine)
         else:
-            answer = await self._admitted(self._engine_app)
+            answer = self._admitted(lambda engine: engine.app)
         await answer(scope, receive, send)
 
     def _ping(self) -> Response:
@@ -116,25 +118,14 @@ class Front:
         given = Headers(scope=scope).get("authorization", "")
         return hmac.compare_digest(given.encode(), f"Bearer {key}".encode())
 
-    async def _admitted(self, app: App) -> App:
-        """`app`, or the reason why this request can't be taken now."""
+    def _admitted(self, app_of: Callable[[Engine], App]) -> App:
+        """The engine's app, tracked, or the reason why this request can't be taken now."""
         if self.engine is None or self.state != "ready":
             return _error(503, f"the engine is {self.state}", retry_after=5)
         most = 2 * self.engine.batch
         if len(self.in_flight) >= most:
             return _error(429, f"{most} requests are running or waiting already", retry_after=1)
-        return app
-
-    async def _engine_app(self, scope: Message, receive: Receive, send: Send) -> None:
-        assert self.engine
-        await self._tracked(self.engine.app, scope, receive, send)
-
-    async def _completion(self, scope: Message, receive: Receive, send: Send) -> None:
-        await self._tracked(self._llama_cpp, scope, receive, send)
-
-    async def _predict(self, scope: Message, receive: Receive, send: Send) -> None:
-        assert self.engine
-        await self._tracked(Predict(self.handler, self.engine), scope, receive, send)
+        return partial(self._tracked, app_of(self.engine))
 
     async def _tracked(self, app: App, scope: Message, receive: Receive, send: Send) -> None:
         task = asyncio.current_task()

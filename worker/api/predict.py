@@ -11,10 +11,9 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from preload.errors import first_line
 from worker.asgi import Message, Receive, Send, unless_gone
 from worker.engines.base import Engine
-from worker.errors import BadRequest, EngineRefusal, TripodError
+from worker.errors import BadRequest, EngineRefusal, TripodError, raised_by_handler
 from worker.job.chunks import encoded
 from worker.job.routes import error_object
 from worker.loading import Handler
@@ -99,7 +98,7 @@ def _error_of(error: Exception) -> dict[str, Any]:
     if isinstance(error, TripodError):
         return error_object(400 if isinstance(error, BadRequest) else 500, str(error))
     log.error("the handler raised", exc_info=error)
-    return error_object(500, f"the handler raised {type(error).__name__}: {first_line(error)}")
+    return error_object(500, raised_by_handler(error))
 
 
 def _refusal(error: dict[str, Any]) -> JSONResponse:

@@ -41,7 +41,7 @@ async def _serve(settings: Settings, environment: Mapping[str, str]) -> int:
     for task in (*kept, stop):
         task.cancel()
     await asyncio.gather(*kept, stop, return_exceptions=True)
-    await _stop_all(services)
+    await asyncio.gather(*(asyncio.to_thread(one.stop, SERVICE_GRACE) for one in services))
     return code
 
 
@@ -62,10 +62,6 @@ async def _serverless_until(
     code = await ended
     log.info("%s ended with code %d", worker.name, code)
     return code if code >= 0 else 1
-
-
-async def _stop_all(services: list[Child]) -> None:
-    await asyncio.gather(*(asyncio.to_thread(one.stop, SERVICE_GRACE) for one in services))
 
 
 def _run_hook(name: str) -> None:

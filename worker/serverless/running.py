@@ -9,8 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from preload.errors import first_line
-from worker.errors import JobTimeout, TripodError
+from worker.errors import JobTimeout, TripodError, raised_by_handler
 from worker.serverless.delivery import Outbox
 
 log = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ def failure(error: Exception, job: str) -> str:
     if isinstance(error, TripodError):
         return f"failed: {error}"
     log.error("the handler raised", exc_info=error, extra={"job": job})
-    return f"failed: the handler raised {type(error).__name__}: {first_line(error)}"
+    return f"failed: {raised_by_handler(error)}"
 
 
 def error_of(outcome: str) -> str | None:

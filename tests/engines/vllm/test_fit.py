@@ -5,12 +5,18 @@ import re
 
 import pytest
 
-from tests.support import START, WORKER, platform, soon, start, stop, worker_environment
+from tests.support import (
+    START,
+    TOKEN_BYTES,
+    WORKER,
+    platform,
+    soon,
+    start,
+    stop,
+    worker_environment,
+)
 
 pytestmark = pytest.mark.engine
-
-TOKEN_BYTES = 6 * 2 * 2 * 64 * 2
-"""KV cache of the bundled model: layers * (key, value) * heads * head size * bfloat16."""
 
 
 async def test_a_small_kv_cache_shortens_the_context_and_counts_the_slots() -> None:

@@ -88,8 +88,10 @@ def parsed(settings: Settings) -> Namespace:
     except (TypeError, ValueError, VLLMClientError) as error:
         said = first_line(error).removeprefix("Error: ")
         raise SettingsError([f"ENGINE_ARGS: {said}"]) from None
-    says = {*map(underscored, settings.engine_args)} & {"disable_log_stats"}
-    if settings.mode_to_run != "api" and not says and not namespace.enable_per_request_metrics:
+    is_asked = namespace.enable_per_request_metrics or "disable_log_stats" in map(
+        underscored, settings.engine_args
+    )
+    if settings.mode_to_run != "api" and not is_asked:
         namespace.disable_log_stats = True  # only /metrics reads them
     return namespace
 

@@ -181,19 +181,14 @@ class VllmEngine:
 
     def _report_fit(self, config: VllmConfig) -> None:
         self.max_model_len = config.model_config.max_model_len
-        cache = config.cache_config
-        tokens = int(cache.kv_cache_size_tokens or 0)
-        most = config.scheduler_config.max_num_seqs
-        self.batch = most
-        # Without a KV cache, as an embedding model may be, nothing but the batch bounds them.
-        at_once = int(cache.kv_cache_max_concurrency or 1) if tokens else most
-        self.slots = max(1, min(at_once, most))
+        self.batch = config.scheduler_config.max_num_seqs
+        self.slots = self._occupancy.at_full_length
         log.info(
             "max_model_len is %d tokens (MAX_MODEL_LEN=%d); the KV cache holds %d tokens, "
             "which is %d requests of that length",
             self.max_model_len,
             self._settings.max_model_len,
-            tokens,
+            self._occupancy.tokens,
             self.slots,
         )
 

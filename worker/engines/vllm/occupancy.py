@@ -38,7 +38,9 @@ class Occupancy:
         self._sequences = int(config.scheduler_config.max_num_seqs)
         self._pools = config.model_config.runner_type == "pooling"
         self.tokens = int(cache.kv_cache_size_tokens or 0)
-        self.at_full_length = max(1, min(int(cache.kv_cache_max_concurrency or 1), self._sequences))
+        # Without a KV cache, as an embedding model may be, nothing but the batch bounds them.
+        held = int(cache.kv_cache_max_concurrency or 1) if self.tokens else self._sequences
+        self.at_full_length = max(1, min(held, self._sequences))
         self._lengths: deque[int] = deque(maxlen=REMEMBERED)
         self._last: SchedulerStats | None = None
         self._processor = llm.output_processor
