@@ -42,6 +42,15 @@ def test_options_by_their_openai_names_and_the_old_one() -> None:
     assert parse({"prompt": "x", "options": {"max_new_tokens": 7}}).max_tokens == 7
 
 
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
+CLOCK = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}
+
+
+def test_tools_keep_the_keys_that_templates_know() -> None:
+    request = parse({**CHAT, "tools": [CLOCK], "tool_choice": "required", "model": "a"})
+    assert (request.tools, request.tool_choice, request.model) == ([CLOCK], "required", "a")
+
+
 BAD = [
     (None, "input: must be an object, not null"),
     ([1], "input: must be an object, not a list of 1"),
@@ -55,6 +64,22 @@ BAD = [
     ({"prompt": "x", "answerType": "fast"}, 'answerType: "fast" is not allowed; it must be'),
     ({"prompt": "x", "promt": 1}, "promt: unknown field; did you mean prompt?"),
     ({"prompt": "x", "max_tokens": 1}, "belongs in options, as options.max_tokens"),
+    ({"prompt": "x", "tools": [CLOCK]}, "tools: belongs to messages"),
+    ({"prompt": "x", "tool_choice": "auto"}, "tool_choice: belongs to messages"),
+    (
+        {"prompt": "x", "options": {"chat_template_kwargs": {}}},
+        "options.chat_template_kwargs: belongs to messages",
+    ),
+    ({**CHAT, "tools": []}, "tools: a list of 0 is not allowed; it must be at least 1"),
+    ({**CHAT, "tools": [{"type": "function"}]}, "tools[0].function: missing"),
+    ({**CHAT, "tools": [{**CLOCK, "type": "x"}]}, 'tools[0].type: "x" is not allowed; it must be'),
+    ({**CHAT, "tool_choice": "auto"}, "tool_choice: needs tools, but none were given"),
+    ({**CHAT, "tools": [CLOCK], "tool_choice": "always"}, 'tool_choice: "always" is not allowed'),
+    (
+        {**CHAT, "tools": [CLOCK], "tool_choice": {"type": "function", "function": {"name": "a"}}},
+        'tool_choice: "a" is none of the tools; they are clock',
+    ),
+    ({"prompt": "x", "model": 3}, "model: 3 is not allowed; it must be a text"),
     ({"messages": []}, "messages: a list of 0 is not allowed; it must be at least 1"),
     ({"messages": ["x"]}, 'messages[0]: "x" is not allowed; it must be an object'),
     ({"messages": [{"content": "x"}]}, "messages[0].role: missing"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from worker.errors import BadRequest
+from worker.job.problems import describe
 from worker.job.types import DEFAULT_MAX_TOKENS, Request
 
 
@@ -52,3 +55,8 @@ def token_bias(bias: dict[str, float]) -> dict[int, float]:
     if wrong := next((key for key in bias if not key.isdecimal()), None):
         raise BadRequest(f"options.logit_bias: {wrong!a} is not allowed; it must be a token id")
     return {int(key): value for key, value in bias.items()}
+
+
+def not_served(model: str, served: Iterable[str]) -> BadRequest:
+    """The refusal of a model that is not there."""
+    return BadRequest(f"model: {describe(model)} is not served; there is {', '.join(served)}")

@@ -22,6 +22,21 @@ class Message(BaseModel):
     content: str | list[dict[str, Any]] | None = None
 
 
+class FunctionName(BaseModel):
+    """Further keys, such as `parameters`, go to the model's chat template as they are."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    name: Text
+
+
+class Tool(Strict):
+    """A function that the model may call, or its name as a tool_choice."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 def _consistent(options: Options) -> Options:
     if options.max_tokens and options.max_new_tokens:
         raise ValueError("give max_tokens or max_new_tokens, not both")
@@ -39,6 +54,9 @@ class _Input(Strict):
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     answerType: Literal["normal", "stream"] = "normal"  # noqa: N815 - the contract's name
     options: Annotated[Options, AfterValidator(_consistent)] = Options()
+    tools: Annotated[list[Tool], Field(min_length=1)] | None = None
+    tool_choice: Literal["auto", "none", "required"] | Tool | None = None
+    model: Text | None = None
 
 
 def parse(job_input: object) -> Request | RouteCall:
@@ -62,8 +80,35 @@ def parse(job_input: object) -> Request | RouteCall:
     if checked.prompt is None and checked.messages is None:
         field = "prompt" if "prompt" in job_input else "messages"
         raise BadRequest(f"{field}: must not be null")
-    messages = job_input.get("messages")
-    return Request(checked.prompt, messages, checked.answerType == "stream", checked.options)
+    _check_chat(checked)
+    return Request(
+        checked.prompt,
+        job_input.get("messages"),
+        checked.answerType == "stream",
+        checked.options,
+        job_input.get("tools"),
+        job_input.get("tool_choice"),
+        checked.model,
+    )
+
+
+def _check_chat(checked: _Input) -> None:
+    """What belongs to messages stands beside them, and a tool that is named is there."""
+    of_chats = {
+        "tools": checked.tools,
+        "tool_choice": checked.tool_choice,
+        "options.chat_template_kwargs": checked.options.chat_template_kwargs,
+    }
+    for name, value in of_chats.items():
+        if value is not None and checked.messages is None:
+            raise BadRequest(f"{name}: belongs to messages; a prompt has no chat template")
+    choice = checked.tool_choice
+    if choice not in {None, "none"} and checked.tools is None:
+        raise BadRequest("tool_choice: needs tools, but none were given")
+    names = [tool.function.name for tool in checked.tools or []]
+    if isinstance(choice, Tool) and choice.function.name not in names:
+        name = describe(choice.function.name)
+        raise BadRequest(f"tool_choice: {name} is none of the tools; they are {', '.join(names)}")
 
 
 ROUTE_KEYS = {"openai_route", "openai_input", "route", "sampling_params", "stream"}

@@ -11,6 +11,7 @@ DEFAULT_MAX_TOKENS = 512
 Text = Annotated[str, StringConstraints(min_length=1)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+ToolCall = dict[str, Any]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -60,16 +61,26 @@ class Options(Strict):
     bad_words: Annotated[list[Text], Field(max_length=256)] | None = None
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
     response_format: ResponseFormat | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One validated request: a prompt or the messages of a chat, never both."""
+    """One validated request: a prompt or the messages of a chat, never both.
+
+    Args:
+        tools: functions that the model may call, as OpenAI's chats have them.
+        tool_choice: `auto`, `none`, `required`, or OpenAI's object that names one of them.
+        model: a name that the engine serves beside its own, such as an adapter's.
+    """
 
     prompt: str | None
     messages: list[dict[str, Any]] | None
     stream: bool
     options: Options
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    model: str | None = None
 
     @property
     def max_tokens(self) -> int | None:
@@ -101,11 +112,16 @@ class Delta:
     Args:
         text: whole characters only; may be empty when only `finish_reason` is new.
         index: which answer it belongs to, 0 ≤ index < options.n.
-        finish_reason: `stop` or `length` on the last delta of an answer, else None.
+        finish_reason: `stop`, `length` or `tool_calls` on the last delta of an answer, else None.
         usage: on the very last delta of a request, else None.
+        reasoning: what the model thought before its answer; whole characters only.
+        tool_calls: pieces of calls as OpenAI streams them, `{"index", "id", "type", "function":
+            {"name", "arguments"}}`; of one call the arguments follow each other.
     """
 
     text: str
     index: int = 0
     finish_reason: str | None = None
     usage: Usage | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()

@@ -13,6 +13,7 @@ from httpx_sse import EventSource
 from worker.engines.limits import field_of, too_long
 from worker.errors import BadRequest, EngineError
 from worker.job import routes
+from worker.job.chunks import merged
 from worker.job.types import Delta, Request, Usage
 
 WRONG_KEY = "the server refuses us: ENGINE_API_KEY is wrong or missing"
@@ -36,7 +37,7 @@ async def answers(
         httpx.HTTPError: the connection broke.
     """
     changed = asyncio.Event()
-    asked = [_Answer(changed) for _ in range(request.options.n)]
+    asked = [_Answer(index, changed) for index in range(request.options.n)]
     seeds = [{"seed": body["seed"] + i} if "seed" in body else {} for i in range(len(asked))]
     tasks = [
         asyncio.create_task(_read(http, request, body | seed, answer, max_model_len, progressed))
@@ -55,9 +56,9 @@ async def answers(
                     tasks[index].result()
                     unfinished.remove(index)
                     usage = None if unfinished else _usage(asked)
-                    yield Delta(answer.take(), index, answer.reason, usage)
-                elif answer.texts:
-                    yield Delta(answer.take(), index)
+                    answer.parts.append(Delta("", index, answer.reason, usage))
+                if answer.parts:
+                    yield answer.take()
     finally:
         for task in tasks:
             task.cancel()
@@ -107,10 +108,11 @@ def _refusal(request: Request, error: dict[str, Any], max_model_len: int) -> Exc
 class _Answer:
     """What one answer has gathered since it was last asked."""
 
-    def __init__(self, changed: asyncio.Event) -> None:
-        self.texts: list[str] = []
+    def __init__(self, index: int, changed: asyncio.Event) -> None:
+        self.parts: list[Delta] = []
         self.reason: str | None = None
         self.usage: dict[str, int] | None = None
+        self._index = index
         self._changed = changed
 
     def add(self, chunk: dict[str, Any]) -> bool:
@@ -118,16 +120,22 @@ class _Answer:
         self.usage = chunk.get("usage") or self.usage
         choices = chunk.get("choices") or []
         for choice in choices:
-            text = choice.get("text") or (choice.get("delta") or {}).get("content")
-            if text:
-                self.texts.append(text)
+            said = choice.get("delta") or {"content": choice.get("text")}
+            delta = Delta(
+                said.get("content") or "",
+                self._index,
+                reasoning=said.get("reasoning") or said.get("reasoning_content") or "",
+                tool_calls=tuple(said.get("tool_calls") or ()),
+            )
+            if delta.text or delta.reasoning or delta.tool_calls:
+                self.parts.append(delta)
                 self._changed.set()
             self.reason = choice.get("finish_reason") or self.reason
         return bool(choices)
 
-    def take(self) -> str:
-        texts, self.texts = self.texts, []
-        return "".join(texts)
+    def take(self) -> Delta:
+        parts, self.parts = self.parts, []
+        return merged(parts)
 
 
 def _usage(answers: list[_Answer]) -> Usage | None:

@@ -36,6 +36,7 @@ LLAMA_CPP_NAMES = OPENAI_NAMES | {
     "repetition_penalty": "repeat_penalty",
     "ignore_eos": "ignore_eos",
     "response_format": "json_schema",
+    "chat_template_kwargs": "chat_template_kwargs",
 }
 
 TABBY_NAMES = {name: name for name in OPENAI_NAMES if name != "seed"} | {
@@ -48,6 +49,7 @@ TABBY_NAMES = {name: name for name in OPENAI_NAMES if name != "seed"} | {
     "allowed_token_ids": "allowed_token_ids",
     "bad_words": "banned_strings",
     "response_format": "json_schema",
+    "chat_template_kwargs": "template_vars",
 }
 
 TEXT_ROUTES = frozenset({"/v1/models", "/v1/chat/completions", "/v1/completions"})
@@ -62,7 +64,6 @@ class Dialect:
         names: our options → its fields; an option that is not here is refused.
         routes: those of worker.job.routes.ALLOWED that it has.
         strip: fields of a client's request that it must not see.
-        added: fields of every chat.
         counts: how it counts a prompt's tokens, `llama.cpp` or `vllm`, or None.
         steps: the counter in its /metrics that grows with every step of the model, or None.
     """
@@ -71,7 +72,6 @@ class Dialect:
     names: Mapping[str, str]
     routes: frozenset[str] = TEXT_ROUTES
     strip: frozenset[str] = frozenset()
-    added: Mapping[str, Any] | None = None
     counts: str | None = None
     steps: str | None = None
 
@@ -82,7 +82,6 @@ LLAMA_CPP = Dialect(
     "llamacpp",
     LLAMA_CPP_NAMES,
     TEXT_ROUTES | {"/v1/embeddings", "/v1/messages", "/v1/rerank"},
-    added={"reasoning_format": "none"},
     counts="llama.cpp",
     steps="llamacpp:n_decode_total",
 )

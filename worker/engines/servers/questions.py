@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.engines.limits import answer_tokens
+from worker.engines.limits import answer_tokens, not_served
 from worker.engines.servers.answers import WRONG_KEY
 from worker.engines.servers.dialects import fields
 from worker.engines.servers.server import Server
@@ -28,25 +28,37 @@ async def body(request: Request, server: Server) -> dict[str, Any]:
     else:
         asked["max_tokens"] = answer_tokens(request, tokens, server.max_model_len)
     asked |= {"stream": True, "stream_options": {"include_usage": True}}
-    asked["model"] = server.models[server.model_name]["id"]
+    return asked | _subject(request, server)
+
+
+def _subject(request: Request, server: Server) -> dict[str, Any]:
+    """The model and what it is to read."""
+    name = request.model or server.model_name
+    if name not in server.models:
+        raise not_served(name, server.models)
+    subject = {"model": server.models[name]["id"]}
     if request.prompt is not None:
-        return asked | {"prompt": request.prompt}
-    return asked | {"messages": request.messages} | dict(server.dialect.added or {})
+        return subject | {"prompt": request.prompt}
+    if request.tools:
+        subject |= {"tools": request.tools, "tool_choice": request.tool_choice or "auto"}
+    return subject | {"messages": request.messages}
 
 
 async def _count(request: Request, server: Server) -> int | None:
     """The prompt's tokens, or None where the server can't count them."""
+    subject = _subject(request, server)
+    if kwargs := request.options.chat_template_kwargs:
+        subject["chat_template_kwargs"] = kwargs
     text = request.prompt
     if server.dialect.counts == "llama.cpp":
         if text is None:
-            rendered = await _asked(server, "/apply-template", {"messages": request.messages})
+            rendered = await _asked(server, "/apply-template", subject)
             text = rendered["prompt"]
         content = {"content": text, "add_special": True, "parse_special": True}
         return len((await _asked(server, "/tokenize", content))["tokens"])
     if server.dialect.counts == "vllm":
-        content = {"model": server.models[server.model_name]["id"]}
-        content |= {"messages": request.messages} if text is None else {"prompt": text}
-        return int((await _asked(server, "/tokenize", content))["count"])
+        subject.pop("tool_choice", None)
+        return int((await _asked(server, "/tokenize", subject))["count"])
     return None
 
 

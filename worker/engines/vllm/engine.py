@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
@@ -15,8 +14,9 @@ import httpx
 
 from preload.errors import first_line
 from worker.asgi import App
-from worker.engines.limits import field_of, too_long
+from worker.engines.limits import field_of, not_served, too_long
 from worker.engines.transport import StreamingASGITransport
+from worker.engines.vllm.answers import Reader, answers
 from worker.engines.vllm.arguments import parsed
 from worker.engines.vllm.config import (
     check_shared_memory,
@@ -25,7 +25,7 @@ from worker.engines.vllm.config import (
     set_environment,
 )
 from worker.engines.vllm.occupancy import Occupancy
-from worker.engines.vllm.sampling import sampling
+from worker.engines.vllm.questions import question, rendered, sampling
 from worker.errors import (
     BadRequest,
     EngineDead,
@@ -33,12 +33,14 @@ from worker.errors import (
     EngineStartError,
     TripodError,
 )
-from worker.job.types import Delta, Options, Request, Usage
+from worker.job.chunks import piled
+from worker.job.types import Delta, Options, Request
 from worker.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from vllm.config import VllmConfig
+    from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
 log = logging.getLogger(__name__)
@@ -124,24 +126,23 @@ class VllmEngine:
     async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
         llm = self._running()
         try:
-            prompt = await self._render(llm, request)
-            prompt_tokens = len(prompt["prompt_token_ids"])
-            params = sampling(request, prompt_tokens, self.max_model_len, self._defaults)
-            answer_tokens = 0
-            unfinished = params.n
-            async with aclosing(llm.generate(prompt, params, uuid.uuid4().hex)) as outputs:
-                async for output in outputs:
-                    for part in output.outputs:
-                        answer_tokens += len(part.token_ids)
-                        unfinished -= part.finish_reason is not None
-                        if not part.text and not part.finish_reason:
-                            continue  # half a character, or what may become a stop string
-                        yield Delta(
-                            part.text,
-                            part.index,
-                            part.finish_reason,
-                            None if unfinished else Usage(prompt_tokens, answer_tokens),
-                        )
+            asked = question(request)
+            prompt = await rendered(asked, self._app.state.online_renderer)
+            tokens: list[int] = prompt["prompt_token_ids"]
+            params = sampling(asked, request, len(tokens), self.max_model_len, self._defaults)
+            reader = None if request.prompt is not None else self._reader(asked)
+            outputs = llm.generate(
+                prompt,
+                params,
+                asked.request_id,
+                lora_request=self._adapter(request.model),
+                **(reader.engine_hints(tokens) if reader else {}),
+            )
+            deltas = answers(outputs, params.n, reader)
+            # A parser must see each token by itself, however slowly its chunks are delivered.
+            async with aclosing(piled(deltas) if reader else deltas) as given:
+                async for delta in given:
+                    yield delta
         except Exception as error:
             raise self._as_tripod_error(error, request) from error
 
@@ -192,18 +193,32 @@ class VllmEngine:
             self.slots,
         )
 
-    async def _render(self, llm: AsyncLLM, request: Request) -> Any:
-        """vLLM's own tokenizer and chat template; both work in threads of its renderer."""
-        from vllm.renderers.inputs.preprocess import parse_model_prompt
-        from vllm.renderers.params import ChatParams
+    def _reader(self, chat: Any) -> Reader | None:
+        """What reads the answers to `chat`, where the model has a parser."""
+        renderer = self._app.state.online_renderer
+        if renderer.parser is None:
+            return None
+        kwargs = renderer.effective_chat_template_kwargs(chat)
+        tokenizer = renderer.renderer.get_tokenizer()
+        config = renderer.model_config
+        parsers = [
+            renderer.parser(tokenizer, chat.tools, chat_template_kwargs=kwargs, model_config=config)
+            for _ in range(chat.n)
+        ]
+        return Reader(parsers, chat, kwargs, is_auto=renderer.enable_auto_tools)
 
-        if request.prompt is not None:
-            parsed = parse_model_prompt(llm.model_config, request.prompt)
-            [prompt] = await llm.renderer.render_cmpl_async([parsed])
-        else:
-            chat = ChatParams(chat_template_kwargs={"add_generation_prompt": True})
-            _, [prompt] = await llm.renderer.render_chat_async([request.messages], chat)
-        return prompt
+    def _adapter(self, name: str | None) -> LoRARequest | None:
+        """The LoRA adapter that is served as `name`; None for the model itself.
+
+        Raises:
+            BadRequest: there is no such name.
+        """
+        models = self._app.state.openai_serving_models
+        if name is None or models.is_base_model(name):
+            return None
+        if found := models.lora_requests.get(name):
+            return found
+        raise not_served(name, [self.model_name, *models.lora_requests])
 
     def _as_tripod_error(self, error: Exception, request: Request) -> Exception:
         from vllm.exceptions import VLLMClientError, VLLMValidationError
