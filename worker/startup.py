@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from prometheus_client import Gauge
+
 from preload.weights import WeightsError
 from worker import engines
 from worker.engines.base import Engine
@@ -22,6 +24,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+AT_ONCE = Gauge("tripod_concurrency", "Requests that the engine would run at once.")
 
 
 async def start_unless(
@@ -70,6 +74,7 @@ async def start(settings: Settings, handler: Handler | None = None) -> Engine:
             f"the engine was not ready after STARTUP_TIMEOUT={settings.startup_timeout:g} seconds"
         ) from None
     _keep_from_collection()
+    AT_ONCE.set_function(lambda: 0 if engine.is_dead() else engine.unfinished() + engine.room())
     seconds = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in engine.phases.items())
     log.info("ready after %.1f s: %s", time.monotonic() - begin, seconds)
     return engine

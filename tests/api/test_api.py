@@ -158,6 +158,7 @@ def test_metrics_count_requests_and_tokens(served: Served) -> None:
     after = served.http.get("/metrics").text
     assert served.metric("vllm:generation_tokens_total") == before + 7
     assert 'tripod_engine_state{state="ready"} 1.0' in after
+    assert served.metric("tripod_concurrency") >= 1
     assert "vllm:time_to_first_token_seconds_count" in after
     assert requests is not None
 
