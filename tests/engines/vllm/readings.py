@@ -1,14 +1,17 @@
-"""What vLLM's own parsers read in what models write: as a whole, and as it streams.
+"""What Tripod chooses for a model's folder, and what vLLM's own parsers then read in its text.
 
 `python -m tests.engines.vllm.readings` reads tasks from standard input and prints as JSON what each
-comes to, after the names that vLLM knows and the tokens that each parser cannot do without.
+comes to, beside the names that vLLM knows and the tokens that each parser cannot do without.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -20,7 +23,9 @@ from transformers import PreTrainedTokenizerFast
 CHUNKS = (1, 7, 10_000)
 """Tokens of a delta."""
 
-TOOL = {
+CHAT: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
+
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -55,53 +60,44 @@ def deltas(tokenizer: Any, ids: list[int], size: int) -> Iterator[tuple[str, lis
 
 
 class Reader:
-    """A family's parsers, as vLLM's server puts them together."""
+    """The parsers that were chosen, as vLLM's server puts them together."""
 
-    def __init__(self, task: dict[str, Any]) -> None:
+    def __init__(self, task: dict[str, Any], tools: str | None, reasoning: str | None) -> None:
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.parser import ParserManager
 
         self.tokenizer = tokenizer_of(task["tokens"])
-        self.tokenizer.chat_template = task["template"]
-        self.parser_class = ParserManager.get_parser(
-            tool_parser_name=task["tool_call_parser"],
-            reasoning_parser_name=task["reasoning_parser"],
-            enable_auto_tools=bool(task["tool_call_parser"]),
+        self.template = task["template"]
+        self.parser_class: Any = ParserManager.get_parser(
+            tool_parser_name=tools,
+            reasoning_parser_name=reasoning,
+            enable_auto_tools=bool(tools),
             tokenizer=self.tokenizer,
         )
+        self.request = ChatCompletionRequest(messages=CHAT, tools=[TOOL], tool_choice="auto")
 
-    def request(self, text: dict[str, Any]) -> Any:
-        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    def ids(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-        return ChatCompletionRequest(
-            messages=[{"role": "user", "content": "Hello"}],
-            tools=[TOOL],
-            tool_choice="auto",
-            chat_template_kwargs=text.get("options", {}),
-        )
-
-    def parser(self, text: dict[str, Any]) -> Any:
-        assert self.parser_class
-        options = text.get("options", {})
-        tools = self.request(text).tools
-        return self.parser_class(self.tokenizer, tools, chat_template_kwargs=options)
-
-    def prompt(self, text: dict[str, Any]) -> list[int]:
-        chat = [{"role": "user", "content": "Hello"}]
+    def prompt(self, options: dict[str, Any]) -> list[int]:
         rendered = self.tokenizer.apply_chat_template(
-            chat,
+            CHAT,
             tools=[TOOL],
+            chat_template=self.template,
             add_generation_prompt=True,
             tokenize=False,
-            **text.get("options", {}),
+            **options,
         )
-        return list(self.tokenizer.encode(rendered, add_special_tokens=False))
+        return self.ids(str(rendered))
 
-    def whole(self, text: dict[str, Any]) -> dict[str, Any]:
-        parser = self.parser(text)
-        parser.set_prompt_token_ids(self.prompt(text))
-        ids = self.tokenizer.encode(text["text"], add_special_tokens=False)
+    def whole(self, text: str, options: dict[str, Any]) -> dict[str, Any]:
+        parser = self.parser_class(self.tokenizer, self.request.tools, chat_template_kwargs=options)
+        parser.set_prompt_token_ids(self.prompt(options))
         reasoning, content, calls = parser.parse(
-            text["text"], self.request(text), enable_auto_tools=True, model_output_token_ids=ids
+            text,
+            self.request,
+            enable_auto_tools=True,
+            model_output_token_ids=self.ids(text),
         )
         return {
             "reasoning": (reasoning or "").strip(),
@@ -109,71 +105,102 @@ class Reader:
             "calls": [[call.name, json.loads(call.arguments)] for call in calls or []],
         }
 
-    def streamed(self, text: dict[str, Any], size: int) -> dict[str, Any]:
-        parser, request, prompt = self.parser(text), self.request(text), self.prompt(text)
-        ids = self.tokenizer.encode(text["text"], add_special_tokens=False)
-        pieces = list(deltas(self.tokenizer, ids, size))
-        reasoning, content, names, arguments = "", "", dict[int, str](), dict[int, str]()
+    def streamed(self, text: str, options: dict[str, Any], size: int) -> dict[str, Any]:
+        parser = self.parser_class(self.tokenizer, self.request.tools, chat_template_kwargs=options)
+        prompt = self.prompt(options)
+        pieces = list(deltas(self.tokenizer, self.ids(text), size))
+        reasoning, content, calls = "", "", dict[int, list[str]]()
         for number, (piece, tokens) in enumerate(pieces, 1):
-            delta = parser.parse_delta(
-                piece, tokens, request, prompt, finished=number == len(pieces)
-            )
+            finished = number == len(pieces)
+            delta = parser.parse_delta(piece, tokens, self.request, prompt, finished=finished)
             if not delta:
                 continue
             reasoning += delta.reasoning or ""
             content += delta.content or ""
             for call in delta.tool_calls or []:
-                names[call.index] = names.get(call.index, "") + (call.function.name or "")
-                arguments.setdefault(call.index, "")
-                arguments[call.index] += call.function.arguments or ""
+                name, arguments = calls.get(call.index, ("", ""))
+                name += call.function.name or ""
+                calls[call.index] = [name, arguments + (call.function.arguments or "")]
         return {
             "reasoning": reasoning.strip(),
             "content": content.strip(),
-            "calls": [[names[index], json.loads(arguments[index])] for index in sorted(names)],
+            "calls": [[name, json.loads(text)] for _, (name, text) in sorted(calls.items())],
         }
 
-
-def readings(task: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each text of a family, what it comes to in each way; an error as `error`."""
-    reader = Reader(task)
-    found = []
-    for text in task["texts"]:
-        ways = {"whole": lambda: reader.whole(text)}  # noqa: B023 - called at once
-        for size in CHUNKS:
-            ways[f"by {size}"] = lambda size=size: reader.streamed(text, size)  # noqa: B023
-        read: dict[str, Any] = {}
-        for way, act in ways.items():
-            try:
-                read[way] = act()
-            except Exception as error:  # noqa: BLE001 - the test shows it
-                read[way] = {"error": repr(error)}
-        found.append(read)
-    return found
+    def ways(self, text: str, options: dict[str, Any]) -> dict[str, Any]:
+        acts = {"whole": partial(self.whole, text, options)}
+        acts |= {f"by {size}": partial(self.streamed, text, options, size) for size in CHUNKS}
+        return {way: result(act) for way, act in acts.items()}
 
 
-def needs(manager: Any, name: str, option: str, tokens: list[str]) -> bool:
-    """Whether vLLM makes this parser with these tokens."""
+def result(act: Callable[[], Any]) -> Any:
+    try:
+        return act()
+    except Exception as error:  # noqa: BLE001 - the test shows it
+        return {"error": repr(error)}
+
+
+def chosen(folder: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What `vllm serve` would be told beside ENGINE_ARGS for the model in a folder."""
+    from worker.engines.vllm.arguments import parsed
+    from worker.engines.vllm.families import choose_parsers
+    from worker.settings import Settings
+
+    settings = Settings(model="org/name", engine_args=given)
+    args = parsed(settings)
+    args.model = folder
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    logger = logging.getLogger("worker.engines.vllm.families")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    choose_parsers(args, given)
+    logger.removeHandler(handler)
+    options = ("enable_auto_tool_choice", "tool_call_parser", "reasoning_parser")
+    return {name: getattr(args, name) or None for name in options} | {"said": said.getvalue()}
+
+
+def done(task: dict[str, Any]) -> dict[str, Any]:
+    found = chosen(task["folder"], task.get("given", {}))
+    names = found["tool_call_parser"], found["reasoning_parser"]
+    if not task.get("texts"):
+        return found
+    reader = Reader(task, *names)
+    read = [reader.ways(text["text"], text.get("options", {})) for text in task["texts"]]
+    return found | {"read": read}
+
+
+def can_be_made(option: str, name: str, tokens: list[str]) -> bool:
+    """Whether vLLM makes this parser with a tokenizer that has these special tokens only."""
     from vllm.parser import ParserManager
 
-    options = {option: name, "enable_auto_tools": True}
-    try:
-        ParserManager.get_parser(tokenizer=tokenizer_of(tokens), **options)
-    except TypeError:
-        return False
-    return True
+    names = {{"tool_call_parser": "tool_parser_name"}.get(option, "reasoning_parser_name"): name}
+    parser_class: Any = ParserManager.get_parser(**names, enable_auto_tools=True)
+    thinking = {"thinking": True, "enable_thinking": True}
+    made = result(lambda: parser_class(tokenizer_of(tokens), chat_template_kwargs=thinking))
+    return not isinstance(made, dict)
 
 
 def main() -> None:
-    from vllm.parser import ParserManager
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
-    tasks = json.load(sys.stdin)
-    print("\n" + json.dumps({
-        "tool_call_parser": list(ToolParserManager.list_registered()),
-        "reasoning_parser": list(ReasoningParserManager.list_registered()),
-        "read": {task["family"]: readings(task) for task in tasks},
-    }))
+    from worker.engines.vllm.families import table
+
+    families, needed = table()
+    found: dict[str, Any] = {
+        "known": {
+            "tool_call_parser": list(ToolParserManager.list_registered()),
+            "reasoning_parser": list(ReasoningParserManager.list_registered()),
+        },
+        "done": {name: done(task) for name, task in json.load(sys.stdin).items()},
+    }
+    for option in found["known"]:
+        for name in {getattr(family, option) for family in families} - {None}:
+            tokens = needed[option].get(name, [])
+            made = [can_be_made(option, name, some) for some in ([], tokens)]
+            found[f"{option} {name}"] = made
+    print("\n" + json.dumps(found))
 
 
 if __name__ == "__main__":
