@@ -52,10 +52,28 @@ class Case:
 def cases(folder: Path, machine: Machine) -> list[Case]:
     """All of one machine; `folder` gets the files that they name."""
     template, tools, reasoning, long = _files(folder)
+    known = _known(folder)
     fits = "--max-model-len 25000"
     found = [
         Case("nothing"),
         Case("a longer model", folder=long, following=fits),
+        Case(
+            "a known family",
+            folder=known,
+            following="""--enable-auto-tool-choice --tool-call-parser hermes
+            --reasoning-parser qwen3""",
+        ),
+        Case(
+            "a known family, switched off",
+            {"enable_auto_tool_choice": False, "reasoning_parser": None},
+            folder=known,
+        ),
+        Case(
+            "a known family, pooling",
+            {"runner": "pooling", "convert": "embed"},
+            "--runner pooling --convert embed",
+            folder=known,
+        ),
         Case("a name", settings={"model": "org/name"}),
         Case("api mode", settings={"mode_to_run": "api"}),
         Case("auto", settings={"concurrency_modifier": "auto"}),
@@ -216,3 +234,19 @@ def _files(folder: Path) -> tuple[str, str, str, str]:
     config |= wide | {"max_position_embeddings": 131072}
     (long / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return str(template), str(tools), str(reasoning), str(long)
+
+
+def _known(folder: Path) -> str:
+    """What says that it is a Qwen3 that thinks; vLLM looks at no more than its architecture."""
+    known = folder / "known"
+    known.mkdir(exist_ok=True)
+    config = json.loads((Path(MODEL) / "config.json").read_text(encoding="utf-8"))
+    config |= {"model_type": "qwen3"}
+    (known / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (known / name).write_bytes((Path(MODEL) / name).read_bytes())
+    (known / "chat_template.jinja").write_text(
+        "{% if tools %}within <tool_call></tool_call>: {{ tools | tojson }}{% endif %}"
+        "{{ messages[0].content }}{% if enable_thinking is false %}<think></think>{% endif %}"
+    )
+    return str(known)

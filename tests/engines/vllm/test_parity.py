@@ -21,9 +21,9 @@ from tests.support import ROOT
 pytestmark = pytest.mark.engine
 
 PAGE = (ROOT / "docs" / "reference" / "vllm.md").read_text(encoding="utf-8")
+TABLE = PAGE.partition("| field")[2].partition("\n\n")[0]
 DEPARTURES = [
-    set(re.findall(r"`([^`]+)`", row))
-    for row in re.findall(r"^\| (`.+?) \|", PAGE.split("| field", 1)[1], re.MULTILINE)
+    set(re.findall(r"`([^`]+)`", row)) for row in re.findall(r"^\| (`.+?) \|", TABLE, re.MULTILINE)
 ]
 DOCUMENTED = set().union(*DEPARTURES)
 
@@ -136,6 +136,16 @@ def test_each_documented_departure_is_one(found: dict[str, list[Compared]]) -> N
     seen = set().union(*(one.departing() for name in MACHINES for one in found[name]))
     assert seen - {"refused"} == DOCUMENTED
     assert len(DEPARTURES) <= 10
+
+
+def test_parsers_are_chosen_for_a_known_family_that_generates(
+    found: dict[str, list[Compared]],
+) -> None:
+    options = {"tool_call_parser", "enable_auto_tool_choice", "reasoning_parser"}
+    chosen = {
+        one.case.name for name in MACHINES for one in found[name] if options & one.departing()
+    }
+    assert chosen == {"a known family"}
 
 
 def test_a_user_may_have_the_statistics(found: dict[str, list[Compared]]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from worker.engines.options import underscored
+from worker.engines.vllm.families import choose_parsers
 from worker.errors import EngineStartError
 from worker.settings import Settings
 
@@ -44,8 +45,11 @@ def configuration(args: Namespace, settings: Settings) -> VllmConfig:
     if current_platform.is_cpu():
         _cpu_defaults(engine_args, settings.engine_args)
     # Of a copy: what is derived from the arguments is written back into them.
-    own_limit = copy.deepcopy(engine_args).create_model_config().max_model_len
-    engine_args.max_model_len = min(settings.max_model_len, own_limit)
+    own = copy.deepcopy(engine_args).create_model_config()
+    engine_args.max_model_len = min(settings.max_model_len, own.max_model_len)
+    if own.runner_type == "generate":
+        choose_parsers(args, settings.engine_args)
+        engine_args.reasoning_parser = args.reasoning_parser
     config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     # -1 lets vLLM fit max_model_len down to the KV cache instead of refusing to start.
     config.model_config.original_max_model_len = -1
