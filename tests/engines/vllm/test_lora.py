@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -25,7 +26,7 @@ from tests.preload.hub import Hub, Running
 from tests.support import MODEL, ROOT, START, WORKER, eventually, start, stop, worker_environment
 from worker import configuration
 from worker.engines.servers.process import free_port
-from worker.engines.vllm import lora
+from worker.engines.vllm import config, lora
 from worker.errors import SettingsError
 from worker.settings import Settings
 
@@ -129,7 +130,7 @@ def test_what_does_not_fit_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_an_adapter_of_another_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = json.loads((BASE / "config.json").read_text())
+    of_model = json.loads((BASE / "config.json").read_text())
     for change, sentence in (
         (
             {"hidden_size": 128},
@@ -137,7 +138,7 @@ def test_an_adapter_of_another_model(tmp_path: Path, caplog: pytest.LogCaptureFi
         ),
         ({"num_hidden_layers": 7}, "the model has no model.layers.6.mlp.down_proj"),
     ):
-        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        (tmp_path / "config.json").write_text(json.dumps(of_model | change))
         other = maker.make(tmp_path / "other", base=tmp_path, named="org/other")
         assert refused(other) == (
             f"it is an adapter of org/other and does not fit MODEL={MODEL}: {sentence}"
@@ -153,6 +154,19 @@ def test_ranks_are_vllms() -> None:
     source = (Path(package) / "config" / "lora.py").read_text(encoding="utf-8")
     assert f"MaxLoRARanks = Literal{list(lora.RANKS)}" in source
     assert f"max_lora_rank: MaxLoRARanks = {lora.DEFAULT_RANK}\n" in source
+
+
+@pytest.mark.parametrize(
+    ("args", "slots", "is_warned"),
+    [({}, 3, False), ({"max-loras": 2}, 2, True), ({"max_loras": 3}, 3, False)],
+)
+def test_on_a_cpu_a_slot_stays_empty(
+    caplog: pytest.LogCaptureFixture, args: dict[str, int], slots: int, is_warned: bool
+) -> None:
+    parsed = SimpleNamespace(enable_lora=True, max_loras=next(iter(args.values()), 1))
+    config._keep_a_slot_empty(parsed, 2, args)  # type: ignore[arg-type]
+    assert parsed.max_loras == slots
+    assert ("requests for the model itself are answered wrongly" in caplog.text) == is_warned
 
 
 @dataclass
