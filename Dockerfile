@@ -39,7 +39,7 @@ WORKDIR /tripod
 
 # 3  baked weights -----------------------------------------------------------------------------
 # An empty MODEL bakes nothing: such an image finds its model when it starts. HF_ENDPOINT names
-# another hub. The token stands in no layer: it is mounted while this one command runs.
+# another hub. The token stands in no layer: it is mounted while these commands run.
 ARG MODEL=mistralai/Mistral-7B-Instruct-v0.1
 ARG MODEL_REVISION=
 # Without a default: a base that is made for one engine names it itself.
@@ -53,6 +53,10 @@ RUN --mount=type=secret,id=HF_TOKEN --mount=type=secret,id=pip.conf \
     esac \
  && if [ -n "$MODEL" ]; then python3 -m preload --into /models; fi \
  && if [ "$ENGINE" != openllm ]; then rm -rf .cache; fi
+# The LoRA adapters that it names; the model stays in its own layer when it changes.
+ARG ENGINE_ARGS=
+RUN --mount=type=secret,id=HF_TOKEN \
+    if [ -n "$ENGINE_ARGS" ]; then python3 -m preload --into /models; fi
 
 # 4  worker/ and start.sh ----------------------------------------------------------------------
 ARG MODE_TO_RUN=pod
@@ -61,6 +65,7 @@ ARG MAX_MODEL_LEN=25000
 ENV MODEL=${MODEL} \
     MODEL_REVISION=${MODEL_REVISION} \
     ENGINE=${ENGINE} \
+    ENGINE_ARGS=${ENGINE_ARGS} \
     MODE_TO_RUN=${MODE_TO_RUN} \
     CONCURRENCY_MODIFIER=${CONCURRENCY_MODIFIER} \
     MAX_MODEL_LEN=${MAX_MODEL_LEN}

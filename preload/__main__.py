@@ -1,22 +1,24 @@
-"""Fetch and bake MODEL: `python -m preload [--into /models]`.
+"""Fetch and bake MODEL, and the LoRA adapters that ENGINE_ARGS names:
+`python -m preload [--into /models]`.
 
 The only reader of the environment here. Exit codes: 0 baked (or nothing to bake), 1 not,
 in one sentence on stderr.
 """
 
+import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.filesize import decimal
 
-from preload import catalog, fetch, manifest, weights
+from preload import adapters, catalog, fetch, manifest, weights
 from preload.errors import Interrupted, WeightsError
-from preload.model import Model, ModelNameError, parse
+from preload.model import Model, ModelNameError, parse, parse_adapter
 
 SECRET = Path("/run/secrets/HF_TOKEN")
 """Where an image build mounts the secret HF_TOKEN."""
@@ -24,7 +26,10 @@ SECRET = Path("/run/secrets/HF_TOKEN")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(help="Fetch MODEL from the hub into one folder, verified against the hub's hashes.")
+@app.command(
+    help="Fetch MODEL, and the LoRA adapters that ENGINE_ARGS names, from the hub into a folder "
+    "each, verified against the hub's hashes."
+)
 def main(
     into: Annotated[
         Path, typer.Option(help="The folder that baked models stand in.")
@@ -33,19 +38,30 @@ def main(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
-        print(bake(os.environ, into), flush=True)
+        for line in bake(os.environ, into):
+            print(line, flush=True)
     except (WeightsError, ModelNameError) as error:
         print(f"preload: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 
-def bake(environ: Mapping[str, str], into: Path) -> str:
-    """Fetch what `environ` names into `into`, and say in one line what is there now.
+def bake(environ: Mapping[str, str], into: Path) -> Iterator[str]:
+    """Fetch what `environ` names into `into`, and say of each in one line what is there now.
 
     Raises:
-        WeightsError: the model can't be had, or SIGINT or SIGTERM came.
+        WeightsError: the model or an adapter can't be had, or SIGINT or SIGTERM came.
         ModelNameError: MODEL or MODEL_REVISION is wrong.
     """
+    named = _adapters(environ)
+    yield _bake_model(environ, into)
+    for adapter in named:
+        if adapter.folder:
+            yield f"{adapter.label} is a folder: nothing is fetched"
+        else:
+            yield _bake(adapter, environ, into)
+
+
+def _bake_model(environ: Mapping[str, str], into: Path) -> str:
     text = environ.get("MODEL", "").strip()
     if not text:
         return "MODEL is not set: nothing is baked, the model is downloaded at run time"
@@ -53,9 +69,13 @@ def bake(environ: Mapping[str, str], into: Path) -> str:
         return f"ENGINE={engine} brings its own weights: nothing is baked"
     model = _model(text, environ.get("MODEL_REVISION", ""))
     if model.folder:
-        if lacks := weights.missing(model.folder, model.gguf):
-            raise WeightsError(f"MODEL={model}: {lacks}")
-        return f"MODEL={model} is on this machine: nothing is fetched"
+        if lacks := weights.missing(model, model.folder):
+            raise WeightsError(f"{model.label}: {lacks}")
+        return f"{model.label} is on this machine: nothing is fetched"
+    return _bake(model, environ, into)
+
+
+def _bake(model: Model, environ: Mapping[str, str], into: Path) -> str:
     for folder, held in manifest.folders(into):
         if held.holds(model) and manifest.problem(folder) is None:
             return f"{folder}: {model} is baked already, at commit {held.commit}"
@@ -66,8 +86,19 @@ def bake(environ: Mapping[str, str], into: Path) -> str:
         return _fetch(model, into, _token(environ))
     except KeyboardInterrupt:
         raise Interrupted(
-            f"MODEL={model}: interrupted; run this again to go on from here"
+            f"{model.label}: interrupted; run this again to go on from here"
         ) from None
+
+
+def _adapters(environ: Mapping[str, str]) -> list[Model]:
+    """Those that ENGINE_ARGS names."""
+    try:
+        args = json.loads(environ.get("ENGINE_ARGS", "").strip() or "{}")
+        if not isinstance(args, dict):
+            raise ValueError("must be a JSON object")
+        return [parse_adapter(entry["path"]) for entry in adapters.named(args)]
+    except ValueError as error:
+        raise WeightsError(f"ENGINE_ARGS: {error}") from None
 
 
 def _model(text: str, revision: str) -> Model:

@@ -1,7 +1,7 @@
 """Which files of a repository inference needs."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Protocol, TypeVar
 
@@ -33,6 +33,11 @@ TOKENIZER = (
     "*.tiktoken",
     "*.model",
 )
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
+"""In the order in which vLLM looks for them."""
+
+MODEL_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _SHARD = re.compile(r"-\d{5}-of-(?P<parts>\d{5})(?=\.gguf$)", re.IGNORECASE)
 
 
@@ -76,6 +81,33 @@ def files(
         or file.path in indexes
         or (_matches(file.path, SMALL) and not _matches(file.path, NEVER))
     ]
+
+
+def adapter_files(listing: Sequence[File]) -> list[File]:
+    """What to fetch of a LoRA adapter: its configuration, its weights, and their license.
+
+    Raises:
+        WeightsError: it is none.
+    """
+    paths = {file.path for file in listing}
+    weights = next((name for name in ADAPTER_WEIGHTS if name in paths), None)
+    if ADAPTER_CONFIG not in paths or weights is None:
+        raise WeightsError(no_adapter(ADAPTER_CONFIG in paths))
+    wanted = (ADAPTER_CONFIG, weights, "LICENSE*", "NOTICE*")
+    return [file for file in listing if _matches(file.path, wanted)]
+
+
+def no_adapter(configured: bool) -> str:
+    """What is said of a place without an adapter's configuration, or with nothing but that."""
+    if configured:
+        return f"it holds none of {', '.join(ADAPTER_WEIGHTS)}"
+    return f"it holds no {ADAPTER_CONFIG}, so it is no LoRA adapter"
+
+
+def is_adapter(paths: Collection[str]) -> bool:
+    """Whether these are the files of a LoRA adapter, and of no model beside it."""
+    weights = any(_matches(path, MODEL_WEIGHTS) and path not in ADAPTER_WEIGHTS for path in paths)
+    return ADAPTER_CONFIG in paths and not ("config.json" in paths and weights)
 
 
 def gguf_parts(paths: Iterable[str], wanted: str) -> list[str]:

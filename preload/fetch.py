@@ -57,16 +57,13 @@ def prepare(model: Model, into: Path, token: str | None) -> Download:
         WeightsError: it can't be fetched; nothing was downloaded.
     """
     name = manifests.folder_name(model)
+    what = "adapter" if model.adapter else "model"
     if (into / name).exists():
         raise WeightsError(
-            f"MODEL={model}: {into / name} is in the way, and it is no whole model: "
+            f"{model.label}: {into / name} is in the way, and it is no whole {what}: "
             f"{manifests.problem(into / name)}; remove it and run this again"
         )
-    listing = hub.listing(model, token)
-    try:
-        files = choose.files(listing.files, model.gguf, model.excludes)
-    except WeightsError as error:
-        raise WeightsError(f"MODEL={model}: {error}") from None
+    listing, files = hub.wanted(model, token)
     folder = into / f"{PARTIAL}{name}-{listing.commit}"
     with hub.errors(model, token):
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +184,7 @@ def _verify(model: Model, file: RemoteFile, path: Path) -> None:
     if found != wanted:
         path.unlink()
         raise WeightsError(
-            f"MODEL={model}: {file.path} came with hash {found[:12]}… instead of the hub's "
+            f"{model.label}: {file.path} came with hash {found[:12]}… instead of the hub's "
             f"{wanted[:12]}… and was removed; run this again to fetch it anew"
         )
 
@@ -221,4 +218,5 @@ def _manifest(download: Download, baked: list[BakedFile]) -> Manifest:
         tokenizer=choose.tokenizer(file.path for file in baked),
         created_by=f"python -m preload, huggingface_hub {__version__}",
         catalog=model.entry,
+        adapter=model.adapter,
     )

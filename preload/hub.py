@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
+from preload import adapters, choose
 from preload.errors import HubUnreachable, WeightsError, first_line
 from preload.model import Model
 
@@ -55,7 +57,7 @@ def listing(model: Model, token: str | None) -> Listing:
             token=token or False,
         )
     if info.sha is None or info.siblings is None:
-        raise WeightsError(f"MODEL={model}: the hub's answer names no commit or no files")
+        raise WeightsError(f"{model.label}: the hub's answer names no commit or no files")
     files = [
         RemoteFile(
             path=file.rfilename,
@@ -66,6 +68,36 @@ def listing(model: Model, token: str | None) -> Listing:
         for file in info.siblings
     ]
     return Listing(info.sha, tuple(file for file in files if _stays_inside(file.path)))
+
+
+def wanted(model: Model, token: str | None) -> tuple[Listing, list[RemoteFile]]:
+    """The listing, and which of its files are to be fetched.
+
+    Raises:
+        WeightsError: as `errors` says it, or why what is there can't be used.
+    """
+    found = listing(model, token)
+    if not model.adapter and not model.gguf and choose.is_adapter([f.path for f in found.files]):
+        config = _content(model, found.commit, choose.ADAPTER_CONFIG, token)
+        raise WeightsError(f"{model.label}: {adapters.instead(model, config)}")
+    try:
+        if model.adapter:
+            return found, choose.adapter_files(found.files)
+        return found, choose.files(found.files, model.gguf, model.excludes)
+    except WeightsError as error:
+        raise WeightsError(f"{model.label}: {error}") from None
+
+
+def _content(model: Model, commit: str, path: str, token: str | None) -> bytes:
+    """One small file."""
+    from huggingface_hub import hf_hub_download
+
+    assert model.repository
+    with errors(model, token), TemporaryDirectory() as folder:
+        file = hf_hub_download(
+            model.repository, path, revision=commit, local_dir=folder, token=token or False
+        )
+        return Path(file).read_bytes()
 
 
 def _stays_inside(path: str) -> bool:
@@ -103,33 +135,34 @@ def errors(model: Model, token: str | None) -> Iterator[None]:
             else "set HF_TOKEN (in an image build: the build secret HF_TOKEN) "
             "to a token with access to it"
         )
-        raise WeightsError(f"MODEL={model}: this repository is gated; {hint}") from None
+        raise WeightsError(f"{model.label}: this repository is gated; {hint}") from None
     except RevisionNotFoundError:
+        where = "after the @" if model.adapter else "after the @ or in MODEL_REVISION"
         raise WeightsError(
-            f"MODEL={model}: the repository has no revision {model.revision}; "
-            "name a branch, a tag or a commit after the @ or in MODEL_REVISION"
+            f"{model.label}: the repository has no revision {model.revision}; "
+            f"name a branch, a tag or a commit {where}"
         ) from None
     except RepositoryNotFoundError:
-        raise WeightsError(f"MODEL={model}: {_unknown(token)}") from None
+        raise WeightsError(f"{model.label}: {_unknown(token)}") from None
     except HfHubHTTPError as error:
         said = _status(error.response.status_code, token)
-        raise WeightsError(f"MODEL={model}: {said}") from None
+        raise WeightsError(f"{model.label}: {said}") from None
     except OfflineModeIsEnabled:
         raise HubUnreachable(
-            f"MODEL={model}: not on this machine, and HF_HUB_OFFLINE forbids to ask the hub"
+            f"{model.label}: not on this machine, and HF_HUB_OFFLINE forbids to ask the hub"
         ) from None
     except (HTTPError, LocalEntryNotFoundError) as error:
         raise HubUnreachable(
-            f"MODEL={model}: not on this machine, and the hub ({_host()}) can't be reached "
+            f"{model.label}: not on this machine, and the hub ({_host()}) can't be reached "
             f"({type(error).__name__})"
         ) from None
     except JSONDecodeError:
         raise WeightsError(
-            f"MODEL={model}: what answers at HF_ENDPOINT={_host()} is no hub"
+            f"{model.label}: what answers at HF_ENDPOINT={_host()} is no hub"
         ) from None
     except OSError as error:
         why = "the disk is full" if error.errno == errno.ENOSPC else first_line(error)
-        raise WeightsError(f"MODEL={model}: the download failed: {why}") from None
+        raise WeightsError(f"{model.label}: the download failed: {why}") from None
 
 
 def _host() -> str | None:
@@ -168,6 +201,6 @@ def need_room(model: Model, folder: Path, needed: int) -> None:
     free = shutil.disk_usage(exists).free
     if needed > free:
         raise WeightsError(
-            f"MODEL={model}: not enough disk: {decimal(needed)} are still to be fetched, "
+            f"{model.label}: not enough disk: {decimal(needed)} are still to be fetched, "
             f"and {decimal(free)} are free at {exists}"
         )

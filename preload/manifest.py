@@ -27,7 +27,8 @@ class Manifest(BaseModel):
 
     `model` is the MODEL string, `revision` what was asked for (None: the main branch),
     `commit` what it stood for at that time; `total_size` in bytes.
-    `catalog` is what OpenLLM's catalog said, where MODEL was one of its tags.
+    `catalog` is what OpenLLM's catalog said, where MODEL was one of its tags; `adapter` tells a
+    LoRA adapter from a model.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,6 +43,7 @@ class Manifest(BaseModel):
     tokenizer: list[str]
     created_by: str
     catalog: Entry | None = None
+    adapter: bool = False
 
     def holds(self, model: Model) -> bool:
         """Whether this is what `model` names; the hub tells no case in repository names."""
@@ -51,13 +53,16 @@ class Manifest(BaseModel):
             return False
         if (model.gguf or "").lower() != (self.gguf or "").lower():
             return False
+        if model.adapter != self.adapter:
+            return False
         asked = self.revision or "main"
         return (model.revision or "main") in (asked, self.commit)
 
 
 def folder_name(model: Model) -> str:
-    """`org--name[@revision][--gguf]`, with `/` inside a part as `--`."""
-    return str(model).replace("/", "--").replace(":", "--")
+    """`org--name[@revision][--gguf or --lora]`, with `/` inside a part as `--`."""
+    name = str(model).replace("/", "--").replace(":", "--")
+    return f"{name}--lora" if model.adapter else name
 
 
 def read(folder: Path) -> Manifest | None:

@@ -29,7 +29,8 @@ class Model:
 
     `gguf` is one file in either of them: its path, or the quantisation that tells it
     from its neighbours (`Q4_K_M`). `openllm` is a tag of OpenLLM's catalog; what it stands
-    for is not known until the catalog was asked, and then `entry` is what it said.
+    for is not known until the catalog was asked, and then `entry` is what it said. With `adapter`
+    it is no model but a LoRA adapter, named in ENGINE_ARGS.
     """
 
     folder: Path | None = None
@@ -38,6 +39,12 @@ class Model:
     gguf: str | None = None
     openllm: str | None = None
     entry: Entry | None = None
+    adapter: bool = False
+
+    @property
+    def label(self) -> str:
+        """How a sentence about it begins: what named it, and its name."""
+        return f"{'ENGINE_ARGS lora_modules path' if self.adapter else 'MODEL'}={self}"
 
     @property
     def excludes(self) -> list[str]:
@@ -81,10 +88,27 @@ def parse(text: str, revision: str = "") -> Model:
     return Model(repository=repository, revision=named or revision or None, gguf=gguf or None)
 
 
+def parse_adapter(text: str) -> Model:
+    """Read the `path` of a LoRA adapter; a folder that exists wins over a hub id so spelt.
+
+    Raises:
+        ModelNameError: saying what is allowed.
+    """
+    text = text.strip()
+    if text.startswith(("/", "./", "../", "~")) or Path(text).is_dir():
+        return Model(folder=Path(text).expanduser().resolve(), adapter=True)
+    repository, at, revision = text.partition("@")
+    if not _is_repository(repository) or (at and not _is_revision(revision)):
+        raise ModelNameError(
+            "must be a hub id (org/name or org/name@revision) or a local folder (/path or ./path)"
+        )
+    return Model(repository=repository, revision=revision or None, adapter=True)
+
+
 def _is_here(path: Path) -> bool:
     if path.suffix.lower() == ".gguf":
         return path.is_file()
-    return (path / "config.json").is_file()
+    return any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def _local(path: Path) -> Model:

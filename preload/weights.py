@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from preload import catalog, choose, hub, manifest
+from preload import adapters, catalog, choose, hub, manifest
 from preload.entry import Entry
 from preload.errors import HubUnreachable, WeightsError
 from preload.model import Model
@@ -59,9 +59,11 @@ def find(model: Model, *, token: str | None = None, places: Places | None = None
     """
     places = places or Places()
     if model.folder:
-        if lacks := missing(model.folder, model.gguf):
-            raise WeightsError(f"MODEL={model}: {lacks}")
-        return _found(model, model.folder, f"MODEL names this {'file' if model.gguf else 'folder'}")
+        if lacks := missing(model, model.folder):
+            raise WeightsError(f"{model.label}: {lacks}")
+        kind = "file" if model.gguf else "folder"
+        named = "ENGINE_ARGS names" if model.adapter else "MODEL names"
+        return _found(model, model.folder, f"{named} this {kind}")
     if model.openllm and not model.entry:
         return _catalogued(model, token, places)
     if folder := _baked(model, places.baked):
@@ -81,21 +83,25 @@ def _found(model: Model, folder: Path, why: str) -> Weights:
     return Weights(folder, f"{file}: {why}", file)
 
 
-def missing(folder: Path, gguf: str | None = None) -> str | None:
-    """What `folder` lacks to be a whole model, or None.
+def missing(model: Model, folder: Path) -> str | None:
+    """What `folder` lacks to be the whole `model`, or None.
 
-    That is a model in Hugging Face layout, or, with `gguf`, this file with all its parts.
+    That is a model in Hugging Face layout, a GGUF file with all its parts, or an adapter.
     """
     if not folder.is_dir():
         return "there is no such folder"
-    if gguf:
+    if model.adapter:
+        return adapters.missing(folder)
+    if model.gguf:
         try:
-            gguf_parts(folder, gguf)
+            gguf_parts(folder, model.gguf)
         except WeightsError as error:
             return str(error)
         return None
     if (folder / "mlc-chat-config.json").is_file() and any(folder.glob("params_shard_*.bin")):
         return None
+    if choose.is_adapter([path.name for path in folder.iterdir()]):
+        return adapters.instead(model, (folder / choose.ADAPTER_CONFIG).read_bytes())
     if not any((folder / name).is_file() for name in ("config.json", "params.json")):
         return "the folder holds no config.json"
     indexes = sorted(folder.glob("*.index.json"))
@@ -161,11 +167,11 @@ def _cached(model: Model, root: Path) -> Path | None:
     ref = repository / "refs" / revision
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
     snapshots = repository / "snapshots"
-    if missing(snapshots / commit, model.gguf) is None:
+    if missing(model, snapshots / commit) is None:
         return snapshots / commit
     if model.revision or ref.is_file() or not snapshots.is_dir():
         return None
-    whole = [path for path in sorted(snapshots.iterdir()) if missing(path, model.gguf) is None]
+    whole = [path for path in sorted(snapshots.iterdir()) if missing(model, path) is None]
     return whole[0] if len(whole) == 1 else None
 
 
@@ -187,7 +193,7 @@ def _volume(model: Model, root: Path) -> Path | None:
     if model.revision:
         return None
     for folder in (root / "models" / model.repository, root / model.repository):
-        if missing(folder, model.gguf) is None:
+        if missing(model, folder) is None:
             return folder
     return None
 
@@ -202,16 +208,12 @@ def _hub(model: Model, token: str | None, places: Places) -> Weights:
     if held and _COMMIT.fullmatch(model.revision or ""):
         return _found(model, held, f"{model} is in the Hugging Face cache of this machine")
     try:
-        listing = hub.listing(model, token)
+        listing, files = hub.wanted(model, token)
     except HubUnreachable:
         if held is None:
             raise
         where = "is in the Hugging Face cache of this machine, and the hub can't be reached"
         return _found(model, held, f"{model} {where}")
-    try:
-        files = choose.files(listing.files, model.gguf, model.excludes)
-    except WeightsError as error:
-        raise WeightsError(f"MODEL={model}: {error}") from None
     name = model.repository.replace("/", "--")
     snapshot = cache / f"models--{name}" / "snapshots" / listing.commit
     size = sum(file.size for file in files if not _is_there(snapshot / file.path, file.size))
@@ -238,5 +240,5 @@ def _is_there(path: Path, size: int) -> bool:
 def _not_here(model: Model, places: Places) -> str:
     names = [held.model for _, held in manifest.folders(places.baked)]
     if names:
-        return f"MODEL={model} is not what this image holds (baked: {', '.join(names)})"
-    return f"MODEL={model} is neither baked into this image nor on any disk here"
+        return f"{model.label} is not what this image holds (baked: {', '.join(names)})"
+    return f"{model.label} is neither baked into this image nor on any disk here"

@@ -54,6 +54,7 @@ def test_manifest(preload: Preload, served: Running) -> None:
         "commit": served.hub.repositories["org/tiny"].commit,
         "gguf": None,
         "catalog": None,
+        "adapter": False,
         "total_size": sum(file["size"] for file in files),
         "tokenizer": ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"],
     }

@@ -37,6 +37,7 @@ def load(settings: Settings) -> Engine:
 
     Raises:
         WeightsError: the model is nowhere to be had.
+        SettingsError: a LoRA adapter does not fit the model or the other options.
         EngineStartError: the engine does not start.
     """
     begin = time.monotonic()
@@ -51,22 +52,27 @@ def load(settings: Settings) -> Engine:
             raise EngineStartError(
                 f"MODEL={settings.model}: ENGINE={name} serves no GGUF file; ENGINE=llama.cpp does"
             )
-    weighed = time.monotonic()
-    engine = _create(name, settings, found)
-    engine.phases["weights"] = weighed - begin
+    engine = create(name, settings, found)
+    engine.phases["weights"] = time.monotonic() - begin
     engine.load()
     return engine
 
 
-def _create(name: str, settings: Settings, found: weights.Weights | None) -> Engine:
+def create(name: str, settings: Settings, found: weights.Weights | None) -> Engine:
+    """The engine of that name, not loaded yet; vLLM's LoRA adapters are found first.
+
+    Raises:
+        WeightsError: an adapter is nowhere to be had.
+        SettingsError: an adapter does not fit the model or the other options.
+    """
     if name == "vllm":
-        from worker.engines.vllm import catalog
+        from worker.engines.vllm import catalog, lora
         from worker.engines.vllm.engine import VllmEngine
 
         assert found is not None
         if found.catalog:
             settings = catalog.applied(settings, found.catalog)
-        return VllmEngine(settings, str(found.folder))
+        return VllmEngine(lora.applied(settings, found.folder), str(found.folder))
     from worker.engines.servers import SERVERS
     from worker.engines.servers.engine import ServerEngine
 

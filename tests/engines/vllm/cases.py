@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models import lora
 from tests.engines.vllm.faked_platform import CPU, Machine
-from tests.support import MODEL
+from tests.support import MODEL, ROOT
 
 PLUGIN = """
 from vllm.{module} import {manager}
@@ -30,6 +32,7 @@ class Case:
         settings: Tripod's other settings.
         following: options that tell `vllm serve` what Tripod departs in, so that what only follows
             from a departure is equal.
+        on_cpu: more of those, on a CPU alone.
         refused: a part of the sentence that both refuse it with.
     """
 
@@ -39,6 +42,7 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     folder: str = MODEL
     following: str = ""
+    on_cpu: str = ""
     refused: str = ""
 
     def task(self, told: str = "") -> dict[str, Any]:
@@ -46,7 +50,7 @@ class Case:
         return asdict(self) | {"options": shlex.split(f"{self.options} {told}"), "settings": given}
 
     def told_on(self, machine: Machine) -> str:
-        return self.following + (" --enforce-eager" if machine == CPU else "")
+        return self.following + (f" --enforce-eager {self.on_cpu}" if machine == CPU else "")
 
 
 def cases(folder: Path, machine: Machine) -> list[Case]:
@@ -79,16 +83,7 @@ def cases(folder: Path, machine: Machine) -> list[Case]:
         Case("auto", settings={"concurrency_modifier": "auto"}),
         Case("fp8", {"quantization": "fp8"}, "--quantization fp8"),
         Case("fp8 KV cache", {"kv-cache-dtype": "fp8"}, "--kv-cache-dtype fp8"),
-        Case(
-            "LoRA",
-            {
-                "enable_lora": True,
-                "max_lora_rank": 32,
-                "lora_modules": [{"name": "a", "path": "org/a"}, {"name": "b", "path": "org/b"}],
-            },
-            """--enable-lora --max-lora-rank 32 --lora-modules
-            '{"name": "a", "path": "org/a"}' '{"name": "b", "path": "org/b"}'""",
-        ),
+        *_lora(folder),
         Case(
             "speculative",
             {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}},
@@ -174,6 +169,27 @@ def cases(folder: Path, machine: Machine) -> list[Case]:
         size, option = {"data_parallel_size": 2}, "--data-parallel-size 2"
         found.append(Case("data parallel", size, option))
     return found
+
+
+def _lora(folder: Path) -> list[Case]:
+    paths = [lora.make(folder / f"rank-{rank}", rank=rank) for rank in (8, 20)]
+    modules = [{"name": path.name, "path": os.path.relpath(path, ROOT)} for path in paths]
+    typed = " ".join(f"'{json.dumps(module)}'" for module in modules)
+    given = {"enable_lora": True, "lora_modules": modules}
+    return [
+        Case(
+            "LoRA",
+            given,
+            f"--enable-lora --lora-modules {typed}",
+            following="--max-lora-rank 32",
+            on_cpu="--max-loras 3",
+        ),
+        Case(
+            "LoRA as the user has it",
+            {**given, "max_lora_rank": 64, "max-loras": 5},
+            f"--enable-lora --max-lora-rank 64 --max-loras 5 --lora-modules {typed}",
+        ),
+    ]
 
 
 def _refused() -> list[Case]:

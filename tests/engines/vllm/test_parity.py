@@ -148,6 +148,12 @@ def test_parsers_are_chosen_for_a_known_family_that_generates(
     assert chosen == {"a known family"}
 
 
+def test_a_user_may_have_other_adapters_at_once(found: dict[str, list[Compared]]) -> None:
+    for name in MACHINES:
+        [one] = [one for one in found[name] if one.case.name == "LoRA as the user has it"]
+        assert not {path for path in one.departing() if "lora_config" in path}
+
+
 def test_a_user_may_have_the_statistics(found: dict[str, list[Compared]]) -> None:
     for one in found[CPU.name]:
         if one.case.name in {"api mode", "what is logged", "metrics of a request"}:

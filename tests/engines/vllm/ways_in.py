@@ -16,10 +16,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 from unittest import mock
 
+from preload.weights import Weights
 from tests.engines.vllm import faked_platform
 
 NOT_COMPARED = {"instance_id", "data_parallel_master_port", "_data_parallel_master_port_list"}
@@ -125,11 +127,13 @@ def by_vllm_serve(case: dict[str, Any]) -> tuple[Any, Started]:
 
 
 def by_tripod(case: dict[str, Any]) -> tuple[Any, Started]:
+    from worker import engines
     from worker.engines.vllm.engine import VllmEngine
     from worker.settings import Settings
 
     settings = Settings(model=case["folder"]).model_copy(update=case["settings"])
-    engine = VllmEngine(settings, case["folder"])
+    engine = engines.create("vllm", settings, Weights(Path(case["folder"]), "the case's"))
+    assert isinstance(engine, VllmEngine)
     try:
         engine.load()
     except Started as started:

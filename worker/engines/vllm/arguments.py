@@ -15,6 +15,7 @@ from typing import Any
 
 from preload.errors import first_line
 from worker.engines.options import dashed, problems, underscored
+from worker.engines.vllm import lora
 from worker.errors import SettingsError
 from worker.settings import Settings
 
@@ -58,7 +59,8 @@ def argument_problems(args: dict[str, Any]) -> list[str]:
         known = argument_names() if args else frozenset[str]()
     except ModuleNotFoundError:
         return ["vLLM is not installed here"]
-    return problems(map(underscored, args), known, OWN_VARIABLES, "vLLM")
+    found = problems(map(underscored, args), known, OWN_VARIABLES, "vLLM")
+    return found + lora.argument_problems(args)
 
 
 def parsed(settings: Settings) -> Namespace:

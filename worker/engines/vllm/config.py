@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
+log = logging.getLogger(__name__)
+
 SHARED_MEMORY = 160 << 20
 """Bytes of /dev/shm that vLLM's processes ask for."""
 
@@ -44,6 +46,7 @@ def configuration(args: Namespace, settings: Settings) -> VllmConfig:
     propagate_flash_late_interaction(args, engine_args)
     if current_platform.is_cpu():
         _cpu_defaults(engine_args, settings.engine_args)
+        _keep_a_slot_empty(engine_args, len(args.lora_modules or ()), settings.engine_args)
     # Of a copy: what is derived from the arguments is written back into them.
     own = copy.deepcopy(engine_args).create_model_config()
     engine_args.max_model_len = min(settings.max_model_len, own.max_model_len)
@@ -107,3 +110,21 @@ def _cpu_defaults(args: AsyncEngineArgs, given: dict[str, Any]) -> None:
     sized = names & {"kv_cache_memory_bytes", "gpu_memory_utilization"}
     if not sized and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         args.kv_cache_memory_bytes = min(CPU_KV_CACHE, psutil.virtual_memory().available // 8)
+
+
+def _keep_a_slot_empty(args: AsyncEngineArgs, adapters: int, given: dict[str, Any]) -> None:
+    """On a CPU, vLLM gives a request for the model itself what the last slot for adapters holds.
+
+    It does so where requests with adapters run in the same step.
+    """
+    if not args.enable_lora or not adapters:
+        return
+    if "max_loras" not in map(underscored, given):
+        args.max_loras = adapters + 1
+    elif args.max_loras <= adapters:
+        log.warning(
+            "max_loras=%d: on a CPU, requests for the model itself are answered wrongly while "
+            "adapters run, unless it is more than the number of lora_modules, %d",
+            args.max_loras,
+            adapters,
+        )

@@ -16,6 +16,7 @@ from preload.errors import first_line
 from worker.asgi import App
 from worker.engines.limits import field_of, not_served, too_long
 from worker.engines.transport import StreamingASGITransport
+from worker.engines.vllm import lora
 from worker.engines.vllm.answers import Reader, answers
 from worker.engines.vllm.arguments import parsed
 from worker.engines.vllm.config import (
@@ -109,7 +110,10 @@ class VllmEngine:
         tasks = await llm.get_supported_tasks()
         self._args.model = self.model_name
         app = build_app(self._args, tasks, llm.model_config)
-        await init_app_state(llm, app.state, self._args, tasks)
+        try:
+            await init_app_state(llm, app.state, self._args, tasks)
+        except ValueError as error:
+            raise lora.start_error(error, self._args, app.state) from error
         self._app = app
         self.client = httpx.AsyncClient(
             transport=StreamingASGITransport(app), base_url="http://engine", timeout=None
