@@ -47,7 +47,7 @@ SHORTEST_POLL = 0.2
 LONGEST_PAUSE = 5.0
 """Seconds between two polls of a platform that fails."""
 
-POST_SHARE, LONGEST_MERGE = 0.004, 0.25
+POST_SHARE, LONGEST_MERGE = 0.004, 0.5
 """Seconds between two chunks of a stream: for each job that runs, and at most. POSTs, of which this
 makes 250 a second, take the time of the process that all tokens go through."""
 
@@ -296,7 +296,7 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]
                     await outbox.send(chunk)
                     if interval and _may_wait(chunk):
                         crowd = min(LONGEST_MERGE, POST_SHARE * len(self._running))
-                        due = begin + max(interval, min(crowd, (begin - first) / 4))
+                        due = begin + max(interval, min(crowd, (begin - first) / 2))
                         await asyncio.sleep(max(0.0, due - loop.time()))
         except Exception as error:  # noqa: BLE001 - a bug in the handler must not end the worker
             outcome = failure(error, running.id)

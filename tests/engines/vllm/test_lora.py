@@ -276,6 +276,20 @@ def test_by_name_in_a_job(served: Served) -> None:
 
 
 @pytest.mark.engine
+def test_by_name_beside_a_prompt_or_messages(served: Served) -> None:
+    options = {name: BODY[name] for name in ("temperature", "max_tokens")}
+
+    def answer(**asked: Any) -> str:
+        [output] = served.http.post("/predict", json=asked | {"options": options}).json()
+        return str(output["text"])
+
+    for name, text in served.texts.items():
+        assert answer(prompt=BODY["prompt"], model=name) == text
+    messages = [{"role": "user", "content": "Hello"}]
+    assert len({answer(messages=messages, model=name) for name in served.texts}) == 3
+
+
+@pytest.mark.engine
 def test_models_over_http(served: Served) -> None:
     listed = served.http.get("/v1/models").json()["data"]
     assert [one["id"] for one in listed] == [MODEL, "a", "b"]
