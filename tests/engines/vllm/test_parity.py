@@ -154,6 +154,12 @@ def test_a_user_may_have_other_adapters_at_once(found: dict[str, list[Compared]]
         assert not {path for path in one.departing() if "lora_config" in path}
 
 
+def test_what_a_gpu_compiles_stays_compiled(found: dict[str, list[Compared]]) -> None:
+    for machine in GPUS:
+        assert all("TORCHDYNAMO_DISABLE" not in one.tripod for one in found[machine.name])
+    assert found[CPU.name][0].tripod["TORCHDYNAMO_DISABLE"] == "'1'"
+
+
 def test_a_user_may_have_the_statistics(found: dict[str, list[Compared]]) -> None:
     for one in found[CPU.name]:
         if one.case.name in {"api mode", "what is logged", "metrics of a request"}:

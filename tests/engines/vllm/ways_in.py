@@ -198,7 +198,7 @@ def found(way: str, case: dict[str, Any]) -> Found:
             told |= fields(value, f"{place}.{name}")
     return {
         **told,
-        **{name: value for name, value in changed.items() if name.startswith("VLLM_")},
+        **{name: value for name, value in changed.items() if name.startswith(("VLLM_", "TORCH"))},
         "tool parsers": str(sorted(ToolParserManager.list_registered())),
         "reasoning parsers": str(sorted(ReasoningParserManager.list_registered())),
     }

@@ -27,6 +27,7 @@ from worker.engines.vllm.config import (
 )
 from worker.engines.vllm.occupancy import Occupancy
 from worker.engines.vllm.questions import question, rendered, sampling
+from worker.engines.vllm.warmup import avoid_compiling, warm
 from worker.errors import (
     BadRequest,
     EngineDead,
@@ -35,7 +36,7 @@ from worker.errors import (
     TripodError,
 )
 from worker.job.chunks import piled
-from worker.job.types import Delta, Options, Request
+from worker.job.types import Delta, Request
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class VllmEngine:
                 self._args.model = self._folder
                 import_parsers(self._args)
                 config = configuration(self._args, self._settings)
+                avoid_compiling(config)
                 is_auto = self._settings.concurrency_modifier == "auto"
                 quiet = self._args.disable_log_stats
                 self._llm = AsyncLLM.from_vllm_config(
@@ -118,13 +120,11 @@ class VllmEngine:
         self.client = httpx.AsyncClient(
             transport=StreamingASGITransport(app), base_url="http://engine", timeout=None
         )
+        llm._run_output_handler()
         if "generate" in tasks:
-            request = Request("Hello", None, True, Options(max_tokens=2, ignore_eos=True))
-            async with aclosing(self.generate(request)) as deltas:
-                async for _ in deltas:
-                    pass
-        else:
-            llm._run_output_handler()
+            await warm(self.client, llm.vllm_config)
+        if self.is_dead():
+            raise EngineStartError("vLLM died in its warm-up")
         self._occupancy.forget()
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
@@ -164,7 +164,7 @@ class VllmEngine:
 
     async def died(self) -> None:
         handler = self._running().output_handler
-        assert handler is not None, "the warm-up generation starts it"
+        assert handler is not None, "the warm-up starts it"
         await asyncio.wait([handler])
 
     def stop(self) -> None:
