@@ -21,7 +21,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import machine
-from benchmarks.figures import Figures, Sample, ceiling, promises, promises_table, table
+from benchmarks.figures import Figures, Sample, promises, promises_table, table
 from benchmarks.readme import RESULTS
 from benchmarks.subject import LOGS, BenchmarkError, Subject, console, start_all
 from benchmarks.subjects import BareEngine, WorkerVllm, tripod
@@ -144,7 +144,6 @@ def report(figures: Figures, count: int, peer: str, problems: list[str], out: Pa
         *(f"**Not complete:** {problem}" for problem in problems),
         "![First token and throughput by jobs at once](job_path.png)",
         promises_table(promises(figures)),
-        ceiling(figures),
         table(figures),
     ]
     text = "\n\n".join(filter(None, parts)) + "\n"

@@ -62,6 +62,33 @@ def test_what_the_base_had_installed_is_untouched(engine: Engine, bundled: Built
     assert any(package.startswith("jupyterlab==") for package in after - before)
 
 
+BYTECODE = """
+import importlib.util, os
+for name in ("vllm", "torch", "transformers", "runpod", "preload.weights", "worker.handler"):
+    found = importlib.util.find_spec(name)
+    if found:
+        print(name, os.path.exists(importlib.util.cache_from_source(found.origin)))
+"""
+
+
+def test_no_start_compiles_what_the_image_holds(
+    engine: Engine, bundled: Built, iteration: Built
+) -> None:
+    def compiled(image: str) -> dict[str, str]:
+        code, output = engine.once(image, "--entrypoint", "python3", command=("-c", BYTECODE))
+        assert code == 0, output
+        return dict(line.split() for line in output.splitlines())
+
+    assert compiled(BASE)["vllm"] == "False"  # else this would prove nothing
+    for image in (bundled.image, iteration.image):
+        found = compiled(image)
+        assert len(found) == 6
+        assert set(found.values()) == {"True"}, found
+    layers = engine("history", "--no-trunc", "--format", "{{.Size}} {{.CreatedBy}}", bundled.image)
+    [size] = [line.split(" RUN ")[0] for line in layers.splitlines() if "compile_dir" in line]
+    engine.figures["bytecode of the packages"] = size[:20]
+
+
 def test_the_iteration_image_adds_its_layers_and_nothing_else(
     engine: Engine, bundled: Built, iteration: Built
 ) -> None:

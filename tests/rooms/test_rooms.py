@@ -1,5 +1,6 @@
 """The plan of the rooms is a check: `make lint` fails on an import against it."""
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -84,3 +85,11 @@ def test_no_product_file_is_over_350_lines() -> None:
     for package in ("worker", "preload", "emulator", "handlers"):
         for file in (ROOT / package).rglob("*.py"):
             assert len(file.read_text(encoding="utf-8").splitlines()) <= 350, file
+
+
+def test_setup_leaves_no_package_to_compile() -> None:
+    for name in ("vllm", "torch", "transformers", "runpod"):
+        found = importlib.util.find_spec(name)
+        assert found
+        assert found.origin
+        assert Path(importlib.util.cache_from_source(found.origin)).exists(), name
