@@ -43,6 +43,9 @@ target "worker" {
   dockerfile = "Dockerfile"
   platforms  = ["linux/amd64"]
   secret     = ["id=HF_TOKEN,env=HF_TOKEN"]
+  args = {
+    CONCURRENCY_MODIFIER = "auto"
+  }
 }
 
 target "variant" {

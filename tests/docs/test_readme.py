@@ -1,5 +1,6 @@
 """What README, docs/ and ARCHITECTURE.md say is so: tables, links, commands that need no engine."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import worker.__main__
 from benchmarks import readme
 from tests.support import ROOT
+from worker.engines.vllm.arguments import argument_problems
 from worker.job import routes
 from worker.job.input import Options
 from worker.settings import Settings
@@ -115,6 +117,17 @@ def test_the_options_are_those_of_a_request() -> None:
     table = reference("input").partition("| options | allowed |")[2].partition("\n\n")[0]
     cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(Options.model_fields)
+
+
+def test_worker_vllms_options_are_vllms_under_the_names_that_the_page_gives() -> None:
+    page = (ROOT / "docs" / "how-to" / "from-worker-vllm.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+`) \| (the lower-case name|likewise)(.+) \|$", page, re.MULTILINE)
+    names = [name.lower() for row in rows for name in re.findall(r"`([A-Z_]+)`", row[0])]
+    assert len(names) > 10
+    examples = [json.loads(text) for row in rows for text in re.findall(r"`(\{.+?\})`", row[2])]
+    assert len(examples) == len(rows)
+    for asked in [dict.fromkeys(names), *examples]:
+        assert argument_problems(asked) == []
 
 
 def test_the_readmes_figures_are_those_of_the_page() -> None:

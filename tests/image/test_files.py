@@ -81,6 +81,7 @@ def test_every_argument_that_is_baked_with_is_one_of_the_dockerfile(bake: dict[s
         dockerfile = (ROOT / target.get("dockerfile", "Dockerfile")).read_text(encoding="utf-8")
         declared = set(re.findall(r"^ARG (\w+)", dockerfile, re.MULTILINE))
         assert target.get("args", {}).keys() <= declared
+    assert targets["worker"]["args"]["CONCURRENCY_MODIFIER"] == "auto"
 
 
 def test_every_secret_may_be_unset(bake: dict[str, Any]) -> None:

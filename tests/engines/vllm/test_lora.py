@@ -154,6 +154,7 @@ def test_ranks_are_vllms() -> None:
     source = (Path(package) / "config" / "lora.py").read_text(encoding="utf-8")
     assert f"MaxLoRARanks = Literal{list(lora.RANKS)}" in source
     assert f"max_lora_rank: MaxLoRARanks = {lora.DEFAULT_RANK}\n" in source
+    assert "max_loras: int = Field(default=1, " in source  # docs/how-to/lora.md says so
 
 
 @pytest.mark.parametrize(
