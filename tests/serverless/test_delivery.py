@@ -116,6 +116,24 @@ async def test_offsets_are_counted_for_each_answer(moody: tuple[Moody, Delivery]
     assert platform.chunks[-1] == {"text": "more", "index": 1, "offset": 4}
 
 
+async def test_thinking_and_calls_have_offsets_of_their_own(
+    moody: tuple[Moody, Delivery],
+) -> None:
+    platform, served = moody
+    outbox = Outbox(served, "job-1")
+    await outbox.send({"text": "", "reasoning": "Hm."})
+    platform.moods = ["after"]
+    await outbox.send({"text": "", "reasoning": "Well."})
+    await outbox.send({"text": "So", "tool_calls": [{"index": 0}, {"index": 0}]})
+    platform.moods = ["after"]
+    await outbox.send({"text": "", "tool_calls": [{"index": 0}]})
+    again = [chunk for chunk in platform.chunks if "offset" in chunk]
+    assert again == [
+        {"text": "", "reasoning": "Well.", "offset": 0, "reasoning_offset": 3},
+        {"text": "", "tool_calls": [{"index": 0}], "offset": 2, "tool_calls_offset": 2},
+    ]
+
+
 async def test_a_refused_chunk_is_counted_and_still_in_the_result(
     moody: tuple[Moody, Delivery], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +33,9 @@ ATTEMPT_TIMEOUT = 30.0
 
 LARGE = 1 << 20
 """Bytes of a body that would hold up the event loop."""
+
+OFFSETS = {"text": "offset", "reasoning": "reasoning_offset", "tool_calls": "tool_calls_offset"}
+"""Where a chunk that may be there twice belongs: characters, or pieces of calls, before it."""
 
 LONGEST_PAUSE = 5.0
 """Seconds between two attempts at most."""
@@ -131,7 +135,7 @@ class Outbox:
     refused: int = 0
     _output: list[Any] = field(default_factory=list)
     _size: int = 0
-    _sent: dict[int, int] = field(default_factory=dict)
+    _sent: Counter[tuple[int, str]] = field(default_factory=Counter)
 
     async def send(self, chunk: Any) -> None:
         """Deliver a chunk, in pieces if it is too large for one.
@@ -190,20 +194,18 @@ class Outbox:
         again = None
         if isinstance(piece, dict) and isinstance(piece.get("text"), str):
             index = piece.get("index", 0)
-            offset = self._sent.get(index, 0)
-            self._sent[index] = offset + len(piece["text"])
-            again = partial(_with_offset, piece, offset)
+            offsets = {}
+            for name, offset in OFFSETS.items():
+                if isinstance(piece.get(name), str | list):
+                    offsets[offset] = self._sent[index, name]
+                    self._sent[index, name] += len(piece[name])
+            again = partial(encoded, {"output": piece | offsets})
         try:
             await self.delivery.post(self.delivery.chunk_url, self.job, body, again)
         except Refused as problem:
             self.refused += 1
             if self.refused == 1:
                 log.warning("a chunk was refused: %s", problem, extra={"job": self.job})
-
-
-def _with_offset(piece: dict[str, Any], offset: int) -> bytes:
-    """The piece with the place of its text, so that a client can tell a repetition."""
-    return encoded({"output": piece | {"offset": offset}})
 
 
 def pieces(chunk: Any) -> list[Any]:
