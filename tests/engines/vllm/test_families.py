@@ -257,7 +257,7 @@ def named(parser: str | None) -> str:
 def test_the_page_names_who_loses_calls() -> None:
     losers = {one["family"] for one in RECORDED if one.get("loses_calls")}
     names = {FAMILIES[name].tool_call_parser for name in losers}
-    sentence = PAGE.partition("may lose a call")[0].rpartition("\n\n")[2]
+    sentence = PAGE.partition("where many tokens come in one delta")[0].rpartition("\n\n")[2]
     assert set(re.findall(r"`([^`]+)`", sentence)) == names
 
 
