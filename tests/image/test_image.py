@@ -65,8 +65,8 @@ def test_what_the_base_had_installed_is_untouched(engine: Engine, bundled: Built
 BYTECODE = """
 import importlib.util, os
 for name in ("vllm", "torch", "transformers", "runpod", "preload.weights", "worker.handler"):
-    found = importlib.util.find_spec(name)
-    if found:
+    if importlib.util.find_spec(name.partition(".")[0]):
+        found = importlib.util.find_spec(name)
         print(name, os.path.exists(importlib.util.cache_from_source(found.origin)))
 """
 
