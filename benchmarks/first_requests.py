@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -24,11 +23,10 @@ import httpx
 import typer
 
 from benchmarks import machine
-from benchmarks.subject import LOGS, ROOT, BenchmarkError, console, environment
+from benchmarks.subject import LOGS, ROOT, START, BenchmarkError, console, environment
 from benchmarks.subjects import MODEL
-
-START = 300.0
-"""Seconds that a worker may take to become ready."""
+from models import lora
+from worker.engines.servers.process import free_port
 
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 """Where compilers keep what they made; an empty folder for each start."""
@@ -91,23 +89,6 @@ KINDS = {
 }
 
 
-def adapter(folder: Path) -> None:
-    """A LoRA adapter for the bundled model that changes nothing."""
-    import numpy
-    from safetensors.numpy import save_file
-
-    config = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))
-    width = config["hidden_size"]
-    prefix = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
-    tensors = {}
-    for layer in range(config["num_hidden_layers"]):
-        tensors[prefix.format(layer, "A")] = numpy.ones((8, width), numpy.float32)
-        tensors[prefix.format(layer, "B")] = numpy.zeros((width, 8), numpy.float32)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    told = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["q_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(told), encoding="utf-8")
-
-
 def asked(kind: Kind) -> dict[str, Any]:
     """The whole body of a request."""
     body = {"model": str(MODEL), "max_tokens": 8, "stream": True, "temperature": 0}
@@ -129,11 +110,9 @@ async def worker(kind: Kind, folder: Path) -> AsyncIterator[tuple[httpx.AsyncCli
     """
     args = json.loads(os.environ.get("ENGINE_ARGS", "{}")) | kind.engine_args
     if "enable_lora" in args:
-        adapter(folder)
+        lora.make(folder)
         args["lora_modules"] = [{"name": "adapter", "path": str(folder)}]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     variables = {
         "MODE_TO_RUN": "api",
         "MODEL": str(MODEL),

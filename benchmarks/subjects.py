@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 import time
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 import httpx
 
 from benchmarks.subject import LOGS, ROOT, BenchmarkError, Piped, Subject
+from worker.engines.servers.process import free_port
 
 MODEL = ROOT / "models" / "tiny"
 
@@ -108,8 +108,7 @@ class WorkerVllm(Worker):
         if not (checkout / "src" / "main.py").is_file():
             raise BenchmarkError(f"--worker-vllm={checkout}: there is no src/main.py in it")
         settings = {**ENGINE_ARGS, "max_model_len": MAX_MODEL_LEN, "disable_log_stats": True}
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
+        port = free_port()
         variables = {
             "MODEL_NAME": str(MODEL),
             "MAX_CONCURRENCY": str(SLOTS),

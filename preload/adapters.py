@@ -25,7 +25,7 @@ class AdapterConfig(BaseModel):
     @property
     def rank(self) -> int:
         """The highest one of all its modules."""
-        return max(self.r, *(self.rank_pattern or {"": 0}).values())
+        return max([self.r, *(self.rank_pattern or {}).values()])
 
 
 def named(engine_args: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -70,30 +70,37 @@ def _without_nulls(piece: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in piece.items() if value is not None}
 
 
-async def piled(deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
-    """The same deltas, read as they come; for a slow consumer those of an answer become one."""
+async def piled(*streams: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
+    """The deltas of all, read as they come; for a slow consumer those of an answer become one.
+
+    When one stream raises, so does this, and the others are closed.
+    """
     waiting: dict[int, list[Delta]] = {}
     changed = asyncio.Event()
 
-    async def read() -> None:
-        async with aclosing(deltas):
+    async def read(stream: AsyncGenerator[Delta, None]) -> None:
+        async with aclosing(stream) as deltas:
             async for delta in deltas:
                 waiting.setdefault(delta.index, []).append(delta)
                 changed.set()
 
-    reading = asyncio.create_task(read())
-    reading.add_done_callback(lambda _: changed.set())
+    readings = [asyncio.create_task(read(stream)) for stream in streams]
+    for reading in readings:
+        reading.add_done_callback(lambda _: changed.set())
     try:
-        while waiting or not reading.done():
+        while waiting or not all(reading.done() for reading in readings):
             await changed.wait()
             changed.clear()
             while waiting:
                 index = min(waiting, key=lambda index: waiting[index][-1].usage is not None)
                 yield merged(waiting.pop(index))
-        reading.result()
+            for reading in readings:
+                if reading.done():
+                    reading.result()
     finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
+        for reading in readings:
+            reading.cancel()
+        await asyncio.gather(*readings, return_exceptions=True)
 
 
 async def text_of(deltas: AsyncIterator[Delta]) -> str:

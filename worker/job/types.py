@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 DEFAULT_MAX_TOKENS = 512
 """Tokens of an answer when `max_tokens` is not given, or fewer if the context ends before."""
@@ -21,10 +21,15 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+def _named(name: object) -> object:
+    """OpenAI asks for a name."""
+    return "answer" if name is None else name
+
+
 class JsonSchema(Strict):
     """OpenAI's `json_schema` object; only `schema` reaches the engine."""
 
-    name: str | None = None
+    name: Annotated[str, BeforeValidator(_named)] = "answer"
     description: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
@@ -81,6 +86,13 @@ class Request:
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     model: str | None = None
+
+    @property
+    def tool_fields(self) -> dict[str, Any]:
+        """`tools` and `tool_choice` as OpenAI's route takes them; neither where there are none."""
+        if not self.tools:
+            return {}
+        return {"tools": self.tools, "tool_choice": self.tool_choice or "auto"}
 
     @property
     def max_tokens(self) -> int | None:

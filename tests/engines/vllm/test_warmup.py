@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.first_requests import KINDS, adapter, asked
+from benchmarks.first_requests import KINDS, asked
+from models import lora
 from tests.support import MODEL, Endpoint, endpoint, worker_environment
 from worker.engines.vllm.warmup import warm
 from worker.errors import EngineStartError
@@ -18,7 +19,7 @@ from worker.errors import EngineStartError
 
 def served(folder: Path, **variables: str) -> Any:
     """A worker for every kind of request, whose compilers start from nothing and leave traces."""
-    adapter(folder)
+    lora.make(folder)
     args = json.loads(worker_environment()["ENGINE_ARGS"])
     args |= {"enable_lora": True, "max_lora_rank": 8}
     args["lora_modules"] = [{"name": "adapter", "path": str(folder)}]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ from httpx_sse import EventSource
 from worker.engines.limits import field_of, too_long
 from worker.errors import BadRequest, EngineError
 from worker.job import routes
-from worker.job.chunks import merged
+from worker.job.chunks import piled
 from worker.job.types import Delta, Request, Usage
 
 WRONG_KEY = "the server refuses us: ENGINE_API_KEY is wrong or missing"
@@ -36,45 +37,34 @@ async def answers(
         BadRequest, EngineError: the server's own error.
         httpx.HTTPError: the connection broke.
     """
-    changed = asyncio.Event()
-    asked = [_Answer(index, changed) for index in range(request.options.n)]
-    seeds = [{"seed": body["seed"] + i} if "seed" in body else {} for i in range(len(asked))]
-    tasks = [
-        asyncio.create_task(_read(http, request, body | seed, answer, max_model_len, progressed))
-        for seed, answer in zip(seeds, asked, strict=True)
-    ]
-    for task in tasks:
-        task.add_done_callback(lambda _: changed.set())
-    unfinished = set(range(len(tasks)))
-    try:
-        while unfinished:
-            await changed.wait()
-            changed.clear()
-            for index in sorted(unfinished):
-                answer = asked[index]
-                if tasks[index].done():
-                    tasks[index].result()
-                    unfinished.remove(index)
-                    usage = None if unfinished else _usage(asked)
-                    answer.parts.append(Delta("", index, answer.reason, usage))
-                if answer.parts:
-                    yield answer.take()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    n = request.options.n
+    seeds = [{"seed": body["seed"] + index} if "seed" in body else {} for index in range(n)]
+    streams = (
+        _answer(http, request, body | seed, index, max_model_len, progressed)
+        for index, seed in enumerate(seeds)
+    )
+    told: list[Usage | None] = []
+    async with aclosing(piled(*streams)) as deltas:
+        async for delta in deltas:
+            if delta.finish_reason:
+                told.append(delta.usage)
+                yield replace(delta, usage=_total(told) if len(told) == n else None)
+            else:
+                yield delta
 
 
-async def _read(
+async def _answer(
     http: httpx.AsyncClient,
     request: Request,
     body: dict[str, Any],
-    answer: _Answer,
+    index: int,
     max_model_len: int,
     progressed: Callable[[], None],
-) -> None:
-    """Read one answer to its end; closing the connection frees the server's slot."""
+) -> AsyncGenerator[Delta, None]:
+    """One answer, with its own usage at the end; closing the connection frees the server's slot."""
     path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+    reason: str | None = None
+    usage: dict[str, int] | None = None
     async with http.stream("POST", path, json=body) as response:
         if response.status_code != 200:
             await response.aread()
@@ -88,10 +78,29 @@ async def _read(
                 raise EngineError(f"the engine sent no JSON: {event.data[:80]!a}") from None
             if "error" in chunk:
                 raise _refusal(request, routes.error_in(chunk, 500), max_model_len)
-            if answer.add(chunk):
+            usage = chunk.get("usage") or usage
+            choices = chunk.get("choices") or []
+            if choices:
                 progressed()
-    if answer.reason is None:
+            for choice in choices:
+                reason = choice.get("finish_reason") or reason
+                delta = _delta(choice, index)
+                if delta.text or delta.reasoning or delta.tool_calls:
+                    yield delta
+    if reason is None:
         raise httpx.RemoteProtocolError("the answer ended before it was finished")
+    counted = Usage(usage["prompt_tokens"], usage["completion_tokens"]) if usage else None
+    yield Delta("", index, reason, counted)
+
+
+def _delta(choice: dict[str, Any], index: int) -> Delta:
+    said = choice.get("delta") or {"content": choice.get("text")}
+    return Delta(
+        said.get("content") or "",
+        index,
+        reasoning=said.get("reasoning") or said.get("reasoning_content") or "",
+        tool_calls=tuple(said.get("tool_calls") or ()),
+    )
 
 
 def _refusal(request: Request, error: dict[str, Any], max_model_len: int) -> Exception:
@@ -105,42 +114,9 @@ def _refusal(request: Request, error: dict[str, Any], max_model_len: int) -> Exc
     return EngineError(f"the engine failed on this job: {message}")
 
 
-class _Answer:
-    """What one answer has gathered since it was last asked."""
-
-    def __init__(self, index: int, changed: asyncio.Event) -> None:
-        self.parts: list[Delta] = []
-        self.reason: str | None = None
-        self.usage: dict[str, int] | None = None
-        self._index = index
-        self._changed = changed
-
-    def add(self, chunk: dict[str, Any]) -> bool:
-        """Take in one chunk of a stream; True when it brings a token."""
-        self.usage = chunk.get("usage") or self.usage
-        choices = chunk.get("choices") or []
-        for choice in choices:
-            said = choice.get("delta") or {"content": choice.get("text")}
-            delta = Delta(
-                said.get("content") or "",
-                self._index,
-                reasoning=said.get("reasoning") or said.get("reasoning_content") or "",
-                tool_calls=tuple(said.get("tool_calls") or ()),
-            )
-            if delta.text or delta.reasoning or delta.tool_calls:
-                self.parts.append(delta)
-                self._changed.set()
-            self.reason = choice.get("finish_reason") or self.reason
-        return bool(choices)
-
-    def take(self) -> Delta:
-        parts, self.parts = self.parts, []
-        return merged(parts)
-
-
-def _usage(answers: list[_Answer]) -> Usage | None:
+def _total(told: list[Usage | None]) -> Usage | None:
     """The prompt's tokens once, those of all answers together; None where a server tells none."""
-    told = [answer.usage for answer in answers if answer.usage]
-    if len(told) < len(answers):
+    known = [usage for usage in told if usage]
+    if len(known) < len(told):
         return None
-    return Usage(told[0]["prompt_tokens"], sum(usage["completion_tokens"] for usage in told))
+    return Usage(known[0].prompt_tokens, sum(usage.completion_tokens for usage in known))

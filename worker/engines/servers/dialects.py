@@ -112,8 +112,6 @@ def fields(request: Request, dialect: Dialect, engine: str) -> dict[str, Any]:
     if (wanted := given.pop("response_format", None)) and wanted["type"] != "text":
         if dialect.names["response_format"] == "json_schema":
             wanted = wanted.get("json_schema", {}).get("schema") or {"type": "object"}
-        elif wanted["type"] == "json_schema":
-            wanted["json_schema"].setdefault("name", "answer")  # OpenAI asks for one
         given["response_format"] = wanted
     if dialect is LLAMA_CPP:
         if "seed" in given:

@@ -22,13 +22,13 @@ async def body(request: Request, server: Server) -> dict[str, Any]:
         httpx.HTTPError: the connection broke.
     """
     asked = fields(request, server.dialect, server.name)
-    tokens = await _count(request, server)
+    subject = _subject(request, server)
+    tokens = await _count(request, subject, server)
     if tokens is None:
         asked["max_tokens"] = request.max_tokens or DEFAULT_MAX_TOKENS
     else:
         asked["max_tokens"] = answer_tokens(request, tokens, server.max_model_len)
-    asked |= {"stream": True, "stream_options": {"include_usage": True}}
-    return asked | _subject(request, server)
+    return asked | subject | {"stream": True, "stream_options": {"include_usage": True}}
 
 
 def _subject(request: Request, server: Server) -> dict[str, Any]:
@@ -36,29 +36,25 @@ def _subject(request: Request, server: Server) -> dict[str, Any]:
     name = request.model or server.model_name
     if name not in server.models:
         raise not_served(name, server.models)
-    subject = {"model": server.models[name]["id"]}
+    model = {"model": server.models[name]["id"]}
     if request.prompt is not None:
-        return subject | {"prompt": request.prompt}
-    if request.tools:
-        subject |= {"tools": request.tools, "tool_choice": request.tool_choice or "auto"}
-    return subject | {"messages": request.messages}
+        return model | {"prompt": request.prompt}
+    return model | request.tool_fields | {"messages": request.messages}
 
 
-async def _count(request: Request, server: Server) -> int | None:
+async def _count(request: Request, subject: dict[str, Any], server: Server) -> int | None:
     """The prompt's tokens, or None where the server can't count them."""
-    subject = _subject(request, server)
-    if kwargs := request.options.chat_template_kwargs:
-        subject["chat_template_kwargs"] = kwargs
+    kwargs = request.options.chat_template_kwargs
+    asked = subject | ({"chat_template_kwargs": kwargs} if kwargs else {})
     text = request.prompt
     if server.dialect.counts == "llama.cpp":
         if text is None:
-            rendered = await _asked(server, "/apply-template", subject)
-            text = rendered["prompt"]
+            text = (await _asked(server, "/apply-template", asked))["prompt"]
         content = {"content": text, "add_special": True, "parse_special": True}
         return len((await _asked(server, "/tokenize", content))["tokens"])
     if server.dialect.counts == "vllm":
-        subject.pop("tool_choice", None)
-        return int((await _asked(server, "/tokenize", subject))["count"])
+        asked.pop("tool_choice", None)
+        return int((await _asked(server, "/tokenize", asked))["count"])
     return None
 
 

@@ -14,7 +14,7 @@ import httpx
 
 from preload.errors import first_line
 from worker.asgi import App
-from worker.engines.limits import field_of, not_served, too_long
+from worker.engines.limits import answer_tokens, field_of, not_served, too_long
 from worker.engines.transport import StreamingASGITransport
 from worker.engines.vllm import lora
 from worker.engines.vllm.answers import Reader, answers
@@ -26,7 +26,7 @@ from worker.engines.vllm.config import (
     set_environment,
 )
 from worker.engines.vllm.occupancy import Occupancy
-from worker.engines.vllm.questions import question, rendered, sampling
+from worker.engines.vllm.questions import question, rendered
 from worker.engines.vllm.warmup import avoid_compiling, warm
 from worker.errors import (
     BadRequest,
@@ -133,7 +133,10 @@ class VllmEngine:
             asked = question(request)
             prompt = await rendered(asked, self._app.state.online_renderer)
             tokens: list[int] = prompt["prompt_token_ids"]
-            params = sampling(asked, request, len(tokens), self.max_model_len, self._defaults)
+            limit = answer_tokens(
+                request, len(tokens), self.max_model_len, self._defaults.get("max_tokens")
+            )
+            params = asked.to_sampling_params(limit, self._defaults)
             reader = None if request.prompt is not None else self._reader(asked)
             outputs = llm.generate(
                 prompt,

@@ -128,9 +128,11 @@ def _usable(family: Family, folder: Path, template: str) -> Family:
     if family.file or not family.template:
         return family
     tools, reasoning = family.tool_call_parser, family.reasoning_parser
-    if not (shows_tools(template) and _has_tokens(folder, "tool_call_parser", tools)):
+    files = (folder / name for name in ("tokenizer_config.json", "tokenizer.json"))
+    tokenizer = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+    if not (shows_tools(template) and _has_tokens(tokenizer, "tool_call_parser", tools)):
         tools = None
-    if not _has_tokens(folder, "reasoning_parser", reasoning):
+    if not _has_tokens(tokenizer, "reasoning_parser", reasoning):
         reasoning = None
     return replace(family, tool_call_parser=tools, reasoning_parser=reasoning)
 
@@ -198,12 +200,10 @@ def _model_types(folder: Path) -> set[str]:
     }
 
 
-def _has_tokens(folder: Path, option: str, parser: str | None) -> bool:
-    """Whether the tokenizer has the tokens without which vLLM would not start this parser."""
-    files = (folder / name for name in ("tokenizer_config.json", "tokenizer.json"))
-    text = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+def _has_tokens(tokenizer: str, option: str, parser: str | None) -> bool:
+    """Whether its files hold the tokens without which vLLM would not start this parser."""
     return all(
-        json.dumps(token) in text or json.dumps(token, ensure_ascii=False) in text
+        json.dumps(token) in tokenizer or json.dumps(token, ensure_ascii=False) in tokenizer
         for token in table()[1][option].get(parser or "", ())
     )
 

@@ -1,18 +1,17 @@
-"""A request → what vLLM's own OpenAI routes would make of it: rendered, and with its sampling."""
+"""A request → what vLLM's own OpenAI routes would make of it: with its options, rendered."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from worker.engines.limits import answer_tokens, token_bias
+from worker.engines.limits import token_bias
 from worker.errors import BadRequest
 from worker.job.problems import sentence
 from worker.job.types import Request
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.inputs import EngineInput
@@ -32,15 +31,11 @@ def question(request: Request) -> ChatCompletionRequest | CompletionRequest:
     given = request.options.model_dump(
         by_alias=True, exclude_none=True, exclude={"max_tokens", "max_new_tokens"}
     )
-    if schema := given.get("response_format", {}).get("json_schema"):
-        schema.setdefault("name", "answer")  # OpenAI asks for one
     given |= {"stream": request.stream, "max_tokens": None}
     try:
         if request.prompt is not None:
             return CompletionRequest(prompt=request.prompt, **given)
-        if request.tools:
-            given |= {"tools": request.tools, "tool_choice": request.tool_choice or "auto"}
-        return ChatCompletionRequest(messages=request.messages, **given)
+        return ChatCompletionRequest(messages=request.messages, **request.tool_fields, **given)
     except ValidationError as error:
         raise BadRequest(sentence(error, lambda _: "vLLM does not know it")) from None
 
@@ -66,23 +61,3 @@ async def rendered(
         raise BadRequest(f"messages, tools or options: {answer.error.message}")
     [prompt] = answer if isinstance(asked, CompletionRequest) else answer[1]
     return prompt
-
-
-def sampling(
-    asked: ChatCompletionRequest | CompletionRequest,
-    request: Request,
-    prompt_tokens: int,
-    max_model_len: int,
-    defaults: dict[str, Any],
-) -> SamplingParams:
-    """What vLLM is to generate: deltas for a stream, else the whole.
-
-    Args:
-        defaults: the model's own, for options that the request leaves out.
-
-    Raises:
-        BadRequest: the prompt, max_tokens or min_tokens exceeds the context, or an option is
-            nothing that vLLM takes.
-    """
-    tokens = answer_tokens(request, prompt_tokens, max_model_len, defaults.get("max_tokens"))
-    return asked.to_sampling_params(tokens, defaults)
